@@ -1,0 +1,198 @@
+"""The command line: a command is parse, then one call. Libraries are imported by the command that needs them.
+
+Exit codes: 0 done; 2 refused before anything was written; 1 failed later, resumable; 130 Ctrl-C; 143 SIGTERM.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from inheritune import __version__
+from inheritune.errors import InherituneError, Interrupted, Refused
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+USAGE = """usage: inheritune COMMAND [ARGUMENTS]
+
+Makes a small language model out of a large one: keeps its first layers and trains them on few tokens.
+
+commands:
+{commands}
+
+inheritune COMMAND --help shows a command's arguments; inheritune --version the version.
+Start here: inheritune run demo
+"""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: what it takes in words, what it does in a line, and the function that parses and calls."""
+
+    arguments: str
+    summary: str
+    call: Callable[[list[str]], None]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit code. Expected errors are printed as one line to standard error."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        width = max(len(f"{name} {command.arguments}") for name, command in COMMANDS.items())
+        rows = [f"  {f'{name} {command.arguments}':<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+        print(USAGE.format(commands="\n".join(rows)), end="")
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(f"inheritune {__version__}")
+        return 0
+    try:
+        command = _command(words[0])
+        signal.signal(signal.SIGTERM, _terminated)
+        command.call(words[1:])
+    except Interrupted as stop:
+        print(f"inheritune: {stop}; the same command goes on from there", file=sys.stderr)
+        return stop.exit_code
+    except InherituneError as error:
+        print(f"inheritune: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("inheritune: stopped; the same command goes on from there", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        print(f"inheritune: {error.filename or 'output'}: {error.strerror}; what was finished is kept: mend it and give the same command again", file=sys.stderr)
+        return 1
+    return 0
+
+
+def main_entry() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+def _terminated(_number: int, _frame: FrameType | None) -> None:
+    raise Interrupted("stopped by SIGTERM", 128 + signal.SIGTERM)
+
+
+def _command(name: str) -> Command:
+    if name not in COMMANDS:
+        import difflib  # noqa: PLC0415
+
+        nearest = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        raise Refused(f"unknown command {name!r}{hint} (commands: {', '.join(COMMANDS)})")
+    return COMMANDS[name]
+
+
+def _parser(name: str, kind: type[Any]) -> ArgumentParser:
+    """A command's parser: one flag a key of its config, and `--out`."""
+    from inheritune.recipe import build_parser  # noqa: PLC0415
+
+    parser = build_parser(kind, f"inheritune {name}", COMMANDS[name].summary)
+    parser.add_argument("--out", type=str | None, default=None, help="the directory that is written")
+    return parser
+
+
+def _plain(parser: ArgumentParser, words: list[str]) -> Namespace:
+    """Parse words by a parser without a config."""
+    from jsonargparse import ArgumentError  # noqa: PLC0415
+
+    try:
+        return parser.parse_args(words)
+    except ArgumentError as error:
+        raise Refused(f"{parser.prog}: {' '.join(str(error).split())} (see {parser.prog} --help)") from None
+
+
+def _bare_parser(name: str) -> ArgumentParser:
+    from jsonargparse import ArgumentParser  # noqa: PLC0415
+
+    return ArgumentParser(exit_on_error=False, prog=f"inheritune {name}", description=COMMANDS[name].summary)
+
+
+def _run_until(name: str, until: str) -> Callable[[list[str]], None]:
+    """`run` and `train`: a recipe, overridden by flags, up to a stage."""
+
+    def call(words: list[str]) -> None:
+        from inheritune.config import Recipe  # noqa: PLC0415
+        from inheritune.recipe import packaged_recipes, parse, read_recipe  # noqa: PLC0415
+
+        parser = _parser(name, Recipe)
+        parser.add_argument("recipe", type=str, help=f"a YAML file, or one of: {', '.join(packaged_recipes())}")
+        _, first = parse(parser, Recipe, words, {}, "command line")
+        values, where = read_recipe(first.recipe)
+        recipe, namespace = parse(parser, Recipe, words, values, where)
+        from inheritune import pipeline  # noqa: PLC0415 - torch is imported here, after all that can be refused without it
+
+        pipeline.run(recipe, Path(namespace.out) if namespace.out else None, until=until)
+
+    return call
+
+
+def _prepare(words: list[str]) -> None:
+    from inheritune.config import DataConfig, SourceConfig  # noqa: PLC0415
+    from inheritune.recipe import parse  # noqa: PLC0415
+
+    parser = _parser("prepare", DataConfig)
+    parser.add_argument("source", type=str, nargs="*", help="files, globs, directories, hub:ORG/NAME or python-source")
+    parser.add_argument("--tokenizer", type=str | None, default=None, help="the reference (a directory or a hub id) whose tokenizer to use")
+    parser.add_argument("--document_separator", type=str | None, default=None, help="what separates documents of plain-text SOURCEs")
+    config, namespace = parse(parser, DataConfig, words, {}, "command line")
+    if namespace.out is None or namespace.tokenizer is None:
+        raise Refused(f"prepare: --{'out' if namespace.out is None else 'tokenizer'} is missing")
+    separator = namespace.document_separator
+    given = [SourceConfig(path=path, document_separator=separator) for path in namespace.source]
+    import dataclasses  # noqa: PLC0415
+
+    from inheritune import pipeline  # noqa: PLC0415
+
+    pipeline.prepare(dataclasses.replace(config, sources=[*config.sources, *given]), namespace.tokenizer, Path(namespace.out))
+
+
+def _inherit(words: list[str]) -> None:
+    parser = _bare_parser("inherit")
+    parser.add_argument("reference", type=str, help="a directory, a hub id or packaged:demo")
+    parser.add_argument("--layers", type=str, required=True, help="how many of the first layers to keep, or `half`")
+    parser.add_argument("--out", type=str, required=True, help="the directory that is written")
+    parser.add_argument("--revision", type=str | None, default=None, help="the reference's revision on the hub")
+    parser.add_argument("--trust_remote_code", type=bool, default=False, help="whether code of the reference may be run")
+    namespace = _plain(parser, words)
+    from inheritune import pipeline  # noqa: PLC0415
+
+    pipeline.inherit(
+        namespace.reference,
+        namespace.layers,
+        Path(namespace.out),
+        revision=namespace.revision,
+        trust_remote_code=namespace.trust_remote_code,
+    )
+
+
+def _report(words: list[str]) -> None:
+    parser = _bare_parser("report")
+    parser.add_argument("run", type=str, nargs="+", help="run directories")
+    namespace = _plain(parser, words)
+    from inheritune.report import write_report  # noqa: PLC0415
+
+    for run in namespace.run:
+        print(write_report(Path(run)))
+
+
+COMMANDS = {
+    "run": Command("RECIPE", "the whole recipe: prepare, inherit, train, controls, report", _run_until("run", "report")),
+    "prepare": Command("SOURCE...", "text to token shards", _prepare),
+    "inherit": Command("REFERENCE --layers N", "surgery alone: a Hugging Face directory and its proof", _inherit),
+    "train": Command("RECIPE", "prepare, inherit and train the target, without controls", _run_until("train", "train")),
+    "report": Command("RUN...", "write a run's report.html again", _report),
+}

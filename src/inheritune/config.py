@@ -1,0 +1,190 @@
+"""The recipe: one frozen dataclass a stage, and how it is loaded, overridden, validated and dumped.
+
+Precedence, in one sentence: defaults < the recipe's YAML < command-line flags. The YAML keys and the flags are the same
+names (`data: {passes: 4}` is `--data.passes 4`). Unknown keys are refused. This module imports no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from typing import Any, Literal
+
+_SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+
+
+class TokenCount(int):
+    """A number of tokens, written `131072`, `131_072`, `500K`, `100M`, `1B` or `1.5T` (decimal suffixes)."""
+
+    def __new__(cls, value: int | float | str) -> TokenCount:
+        if isinstance(value, bool):
+            raise ValueError("a token count is a number such as 131072, 100M or 1B")
+        if isinstance(value, float):
+            if not value.is_integer():
+                raise ValueError("a token count is a whole number")
+            value = int(value)
+        if isinstance(value, str):
+            match = re.fullmatch(r"([0-9][0-9_]*(?:\.[0-9]+)?)\s*([KMBT]?)", value.strip(), re.IGNORECASE)
+            if match is None:
+                raise ValueError("a token count is a number such as 131072, 100M or 1B")
+            whole, _, fraction = match.group(1).replace("_", "").partition(".")
+            # Exact decimal arithmetic: float("1.1") * 10**9 would be 1100000000.0000001.
+            scaled = int(whole + fraction) * _SUFFIXES[match.group(2).upper()]
+            value, remainder = divmod(scaled, 10 ** len(fraction))
+            if remainder:
+                raise ValueError("a token count is a whole number")
+        return super().__new__(cls, value)
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+    """Where text comes from, and what share of the training tokens it gives."""
+
+    path: str
+    """A file, glob or directory of .jsonl/.json (also .gz, .zst), .parquet, .txt, .md; `hub:ORG/NAME` for a data set of the
+    Hugging Face hub (or of a local mirror); or `python-source`."""
+    weight: float = 1.0
+    """Share of the training tokens, relative to the other sources' weights."""
+    text_field: str = "text"
+    """The field of a JSONL or Parquet record that holds the text."""
+    document_separator: str | None = None
+    """Plain text and Markdown: what separates documents (`"\\n\\n"` for blank lines). Unset: a file is one document."""
+    repeat: bool = False
+    """Whether the source may be repeated when it holds fewer tokens than its share; otherwise that is an error."""
+    subset: str | None = None
+    """Hub data sets: the configuration's name."""
+    split: str = "train"
+    """Hub data sets: the split."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Text to token shards: `inheritune prepare`."""
+
+    sources: list[SourceConfig] = dataclasses.field(default_factory=list)
+    """What to train on; documents of the held-out sets come from here too, by a hash of their content."""
+    tokens: TokenCount | None = None
+    """Unique training tokens, end-of-text included, exactly. Unset: all there are (only with a single source)."""
+    passes: int = 1
+    """How many times every training block is seen, each time in a new order."""
+    sequence_length: int = 1024
+    """Tokens of input a sequence; labels are the next tokens."""
+    validation_share: float = 0.02
+    """Share of documents, by hash of content, set apart to judge by."""
+    validation_tokens: TokenCount = TokenCount(1_000_000)
+    """At most this many tokens of them make the validation set `held-out`, evaluated whole."""
+    development_share: float = 0.02
+    """Share of documents, by hash of content, set apart to choose by (learning rates, best checkpoint)."""
+    development_tokens: TokenCount = TokenCount(1_000_000)
+    """At most this many tokens of them make the development set."""
+    held_out_document_tokens: int | None = None
+    """Held-out documents are cut to their first so many tokens: more documents, a tighter interval, at the same cost."""
+    validation_sets: dict[str, SourceConfig] = dataclasses.field(default_factory=dict)
+    """Further validation sets by name (general text, say, to see what is forgotten): every document, up to
+    `validation_tokens`."""
+    exclude_seen: str | None = None
+    """A file of content hashes, one in hexadecimal a line, that must not be in any validation or development set: what
+    the reference was trained on. `reference` takes the list that a packaged reference ships."""
+    add_bos: Literal["auto", "always", "never"] = "auto"
+    """Begin each document with the beginning-of-sequence token; `auto`: if the tokenizer itself does."""
+    on_bad_line: Literal["error", "skip"] = "error"
+    """A malformed record or undecodable text ends with its file and line, or is skipped and counted."""
+    exact_duplicates: Literal["keep", "drop"] = "keep"
+    """What to do with documents whose content occurred before. Either way all copies fall into the same set."""
+    seed: int = 0
+    """Which documents are sampled, and in which order."""
+    workers: int = 0
+    """Processes that read and tokenise; 0: one a core. The bytes written do not depend on it."""
+    prepared: str | None = None
+    """A directory that `inheritune prepare` wrote: use it as it is, instead of `sources`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ArchitectureConfig:
+    """A model from random init, where there is no reference yet: how the packaged reference was made."""
+
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Keys of a transformers config, `model_type` among them."""
+    vocabulary: int = 4096
+    """Entries of the byte-level BPE that is trained on the sources."""
+    tokenizer: str | None = None
+    """An existing tokenizer's directory or hub id, instead of training one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class InheritConfig:
+    """Surgery: which layers of the reference the target keeps."""
+
+    layers: int | str = "half"
+    """How many of the first layers to keep: a number, or `half` (of N layers, N/2 rounded down)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Optimisation of the target; the controls are trained by the same settings."""
+
+    batch_sequences: int = 64
+    """Sequences a step, all micro-batches together."""
+    micro_batch_sequences: int = 8
+    """Sequences a forward pass; gradients are accumulated, averaged by tokens, up to `batch_sequences`."""
+    learning_rate: float = 3e-4
+    """Peak learning rate, reached after the warm-up."""
+    final_learning_rate: float = 0.0
+    """Learning rate at the end of the cosine."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up; at most the number of steps."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay, on matrices alone (not on norms, biases)."""
+    beta1: float = 0.9
+    """AdamW's decay of the first moment."""
+    beta2: float = 0.95
+    """AdamW's decay of the second moment."""
+    epsilon: float = 1e-8
+    """AdamW's denominator term."""
+    gradient_clip: float = 1.0
+    """Largest global gradient norm; 0: no clipping."""
+    max_steps: int | None = None
+    """Stop after so many steps; the schedule ends there too. Unset: all passes."""
+    validate_every_steps: int = 100
+    """Steps between evaluations of the development and the validation sets during training; before the first step and
+    after the last they are evaluated anyway."""
+    checkpoint_every_steps: int = 200
+    """Steps between checkpoints; one is always written at the end and when interrupted."""
+    keep_checkpoints: int = 2
+    """How many of the last checkpoints are kept."""
+    export: Literal["last", "best"] = "last"
+    """Which weights go to `model/`: the last, or those with the lowest loss on the development set."""
+    compute_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """What matrix products are computed in; weights and optimiser stay float32. `auto`: bfloat16 where the hardware gains."""
+    compile: Literal["auto", "always", "never"] = "auto"
+    """torch.compile of the blocks; `auto`: where a compiler works and the run is long enough to repay it."""
+    tracker: Literal["none", "tensorboard"] = "none"
+    """Also log metrics to a tracker."""
+    seed: int = 0
+    """Order of the blocks, and the controls' random init."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """An experiment, whole: everything a run needs to be repeated."""
+
+    name: str = "run"
+    """Names the default output directory `runs/NAME`."""
+    reference: str | None = None
+    """The large model: a directory, a hub id, or `packaged:demo`."""
+    revision: str | None = None
+    """The reference's revision on the hub."""
+    trust_remote_code: bool = False
+    """Whether code that comes with the reference may be run."""
+    architecture: ArchitectureConfig | None = None
+    """Instead of a reference: train this from random init (how a reference is made)."""
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    """Text to token shards."""
+    inherit: InheritConfig = dataclasses.field(default_factory=InheritConfig)
+    """Which layers are kept."""
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    """How the target is trained."""
+    controls: list[str] = dataclasses.field(default_factory=list)
+    """What stands beside the target: `random` (the same architecture from random init, same tokens in the same order),
+    `cut` (the reference cut to the target's layers, untrained)."""

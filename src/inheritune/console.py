@@ -1,0 +1,91 @@
+"""What a person sees while a run goes on: lines, and a progress bar with loss, speed and time left. No torch.
+
+On a terminal the bar moves in place; elsewhere (a log file, a batch job) it becomes a plain line every half minute.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any, Protocol
+
+PLAIN_LINE_EVERY_SECONDS = 30.0
+
+
+class Step(Protocol):
+    """What a bar needs of a training's progress."""
+
+    @property
+    def step(self) -> int: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def loss(self) -> float: ...
+    @property
+    def tokens_per_second(self) -> float: ...
+    @property
+    def seconds_left(self) -> float: ...
+
+
+class Console:
+    """Prints to standard error, so that a command's result on standard output can be piped."""
+
+    def __init__(self) -> None:
+        from rich.console import Console as RichConsole  # noqa: PLC0415 - --help must not wait for it
+
+        self._rich = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+        self._last_plain_line = -PLAIN_LINE_EVERY_SECONDS
+        self._shown = 0
+
+    def line(self, text: str) -> None:
+        """Print one line."""
+        self._clear()
+        self._rich.print(text, markup=False)
+
+    def stage(self, text: str) -> None:
+        """Announce a stage."""
+        self._clear()
+        self._rich.print(text, style="bold", markup=False)
+        self._last_plain_line = -PLAIN_LINE_EVERY_SECONDS
+
+    def table(self, table: Any) -> None:
+        """Print a rich table (or text) to standard output: it is the command's result."""
+        from rich.console import Console as RichConsole  # noqa: PLC0415
+
+        self._clear()
+        RichConsole(highlight=False).print(table)
+
+    def progress(self, step: Step) -> None:
+        """Show where a training stands."""
+        text = (
+            f"  step {step.step}/{step.steps}  loss {step.loss:.3f} nats a token  "
+            f"{step.tokens_per_second:,.0f} tokens/s  {duration(step.seconds_left)} left"
+        )
+        last = step.step == step.steps
+        if self._rich.is_terminal:
+            bar = "█" * (24 * step.step // step.steps)
+            line = f"  {bar:░<24}{text}"[: self._rich.width - 1]
+            sys.stderr.write("\r" + line.ljust(self._shown))
+            sys.stderr.flush()
+            self._shown = len(line)
+            if last:
+                sys.stderr.write("\n")
+                self._shown = 0
+        elif last or time.monotonic() - self._last_plain_line >= PLAIN_LINE_EVERY_SECONDS:
+            self._last_plain_line = time.monotonic()
+            self._rich.print(text, markup=False)
+
+    def _clear(self) -> None:
+        if self._shown:
+            sys.stderr.write("\r" + " " * self._shown + "\r")
+            self._shown = 0
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 48 s, 3 min 20 s, 5 h 02 min."""
+    whole = round(seconds)
+    if whole < 60:  # noqa: PLR2004
+        return f"{whole} s"
+    if whole < 3600:  # noqa: PLR2004
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,27 @@
+"""The errors a user may meet, each with the exit code it ends the program with."""
+
+
+class InherituneError(Exception):
+    """An expected failure: its text is one line saying what, where and how to mend it."""
+
+    exit_code = 1
+
+
+class Refused(InherituneError):
+    """Bad input, found before anything was written."""
+
+    exit_code = 2
+
+
+class Failed(InherituneError):
+    """Something went wrong later (disk full, non-finite loss); what was finished is kept and the run can go on."""
+
+    exit_code = 1
+
+
+class Interrupted(InherituneError):
+    """Ctrl-C (130) or SIGTERM (143), after a checkpoint was written."""
+
+    def __init__(self, message: str, exit_code: int = 130) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -1,0 +1,35 @@
+"""What training minimises and validation measures: next-token cross-entropy, in nats, and bits a byte made from it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+IGNORED = -100
+"""The label of a position that does not count: padding of the last, unfilled micro-batch."""
+
+
+def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of every position, in nats, computed in float32 whatever the logits' dtype.
+
+    Args:
+        logits: (B, T, V), scores of the next token.
+        labels: (B, T), int64, the next tokens; `IGNORED` where none counts.
+
+    Returns:
+        (B, T), float32; 0 where the label is `IGNORED`.
+    """
+    batch, length, vocabulary = logits.shape
+    flat = torch.nn.functional.cross_entropy(
+        logits.reshape(batch * length, vocabulary).float(), labels.reshape(-1), ignore_index=IGNORED, reduction="none"
+    )
+    return flat.reshape(batch, length)
+
+
+def bits_per_byte(nats: float, text_bytes: int) -> float:
+    """Total code length in nats over the UTF-8 bytes it encodes, in bits a byte: comparable between tokenizers.
+
+    End-of-text tokens count in `nats` (a document's end has to be told as well) and hold no bytes.
+    """
+    return nats / (math.log(2) * text_bytes)

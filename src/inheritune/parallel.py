@@ -1,0 +1,101 @@
+"""How a model computes (precision, compilation), applied to it from outside and never written into it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from inheritune.reference import block_list
+
+# Below this much arithmetic a run is over before compilation, some 10 to 30 seconds on two cores, has repaid itself.
+_COMPILE_WORTH_FLOPS = 2e14
+
+
+def compute_dtype(setting: str, device: torch.device) -> torch.dtype:
+    """The dtype of matrix products: `bfloat16`, `float32`, or by `auto` bfloat16 where the hardware has instructions for it.
+
+    On a CPU without them (AVX512-BF16 or AMX on x86, BF16 on Arm) bfloat16 is emulated and slower than float32.
+    """
+    if setting != "auto":
+        return {"bfloat16": torch.bfloat16, "float32": torch.float32}[setting]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    capabilities = torch.backends.cpu.get_cpu_capability()
+    flags = _cpu_flags()
+    gains = bool(flags & {"avx512_bf16", "amx_bf16", "bf16"}) and capabilities != "DEFAULT"
+    return torch.bfloat16 if gains else torch.float32
+
+
+def _cpu_flags() -> set[str]:
+    """The processor's instruction sets as Linux lists them; empty elsewhere."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            lines = file.read().splitlines()
+    except OSError:
+        return set()
+    return {flag for line in lines if line.lower().startswith(("flags", "features")) for flag in line.split(":")[1].split()}
+
+
+def autocast(dtype: torch.dtype, device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Compute matrix products in `dtype` while weights stay as they are; nothing to do for float32."""
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype)
+
+
+def compile_blocks(
+    model: PreTrainedModel, setting: str, device: torch.device, *, flops: float, report: Callable[[str], None]
+) -> bool:
+    """Compile the repeated blocks in place, if asked for or, by `auto`, if the run of `flops` is long enough to repay it.
+
+    Whether a compiler works is found out on a two-line function first: one line says what is missing, and the run goes on
+    in eager mode. Returns whether the blocks are compiled.
+    """
+    if setting == "never" or (setting == "auto" and device.type == "cpu" and flops < _COMPILE_WORTH_FLOPS):
+        return False
+    missing = compiler_missing(device)
+    if missing is not None:
+        report(f"Not compiled, training in eager mode: {missing}.")
+        return False
+    _, blocks = block_list(model)
+    # Blocks differ in their index alone, which dynamo guards as an attribute: one entry a block, and as many again for
+    # validation without gradients.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(blocks))
+    for block in blocks:
+        assert isinstance(block, nn.Module)
+        block.compile(dynamic=False)
+    return True
+
+
+def compiler_missing(device: torch.device) -> str | None:
+    """Why torch.compile cannot work here, in a few words; None where it works."""
+
+    def two_lines(x: torch.Tensor) -> torch.Tensor:
+        y = x * 2 + 1
+        return torch.nn.functional.relu(y).sum()
+
+    try:
+        torch.compile(two_lines)(torch.ones(64, device=device))
+    except Exception as error:  # dynamo, inductor, the C compiler and the file system each raise their own
+        return _reason(error)
+    return None
+
+
+def _reason(error: Exception) -> str:
+    """What a failed compilation lacks: a compiler, Python.h, a writable cache; else the error's first line."""
+    text = str(error)
+    if "Python.h" in text:
+        return "the C compiler does not find Python.h (Debian: apt-get install python3-dev)"
+    if "Permission denied" in text or "Read-only file system" in text:
+        cache = os.environ.get("TORCHINDUCTOR_CACHE_DIR", tempfile.gettempdir())
+        return f"the compile cache in {cache} cannot be written (set TORCHINDUCTOR_CACHE_DIR)"
+    if "InvalidCxxCompiler" in type(error).__name__ or "No working C++ compiler" in text:
+        return "no C++ compiler is installed (Debian: apt-get install g++)"
+    first_line = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+    return f"{type(error).__name__}: {first_line[:160]}"

@@ -1,0 +1,401 @@
+"""`run`: the stages in order, each skipped when its record is there: prepare, inherit, train, controls, report.
+
+Everything that can be refused is refused before the first byte is written. A run that was stopped, by whatever means, goes
+on when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from inheritune import checkpoint, corpus, environment, recipe as recipes, reference as references, scratch, surgery
+from inheritune.config import DataConfig, Recipe
+from inheritune.console import Console
+from inheritune.distributed import World, world
+from inheritune.errors import InherituneError, Interrupted, Refused
+from inheritune.parallel import compute_dtype
+from inheritune.planning import parameters
+from inheritune.reference import Reference
+from inheritune.report import render_table, write_report
+from inheritune.result import MAIN_SET, OwnTraining, assemble
+from inheritune.run_directory import lock, read_json, read_jsonl, write_atomic, write_json
+from inheritune.tokens import Prepared, open_prepared
+from inheritune.training import Trainer, measure_all
+
+Record = dict[str, Any]
+_TOKENIZER_BYTES = 40_000_000
+"""Text that a tokenizer is trained on at most: more changes a few thousand entries little, and takes minutes."""
+
+
+def run(recipe: Recipe, out: Path | None = None, *, console: Console | None = None, until: str = "report") -> Record:
+    """Run a recipe, or go on with it, in its run directory.
+
+    Args:
+        recipe: the experiment.
+        out: the run directory; `runs/NAME` if not given.
+        console: where progress is shown.
+        until: the last stage to run: `prepare`, `inherit`, `train` (the target, without controls), or `report`, all of it.
+
+    Returns:
+        The run's `result.json`.
+
+    Raises:
+        Refused: bad input; nothing was written.
+        Failed: something went wrong later; what was finished is kept and the same call goes on.
+        Interrupted: Ctrl-C or SIGTERM, after a checkpoint.
+    """
+    recipe = recipes.resolve_paths(recipe)
+    directory = out if out is not None else Path("runs") / recipe.name
+    stages = _Stages(recipe, directory, console or Console())
+    stages.check()
+    created = not directory.exists()
+    try:
+        with lock(directory):
+            return stages.run(until)
+    except Refused:
+        if created:
+            shutil.rmtree(directory, ignore_errors=True)
+        raise
+
+
+class _Stages:
+    """One run: its recipe, its directory, and what the stages hand on to each other."""
+
+    def __init__(self, recipe: Recipe, directory: Path, console: Console) -> None:
+        self.recipe = recipe
+        self.directory = directory
+        self.console = console
+        self.world: World = world()
+        self.reference: Reference | None = None
+        self.indices: tuple[int, ...] = ()
+
+    # ---- before anything is written
+
+    def check(self) -> None:
+        """Refuse all that can be refused now."""
+        recipe = self.recipe
+        if (recipe.reference is None) == (recipe.architecture is None):
+            raise Refused("recipe: give a reference (a directory, a hub id or packaged:demo), or an architecture to start from")
+        if recipe.data.prepared is None:
+            if not recipe.data.sources:
+                raise Refused("recipe: data.sources is empty; name files, a directory, hub:ORG/NAME or python-source")
+            corpus.check_sources(self._data())
+        self._check_directory()
+        if recipe.reference is not None:
+            self.reference = references.find(recipe.reference, recipe.revision, recipe.trust_remote_code)
+            self.indices = surgery.parse_layers(recipe.inherit.layers, self.reference.layers)
+            references.check_sequence_length(self.reference, recipe.data.sequence_length)
+            if self.reference.tokenizer is None and recipe.data.prepared is None:
+                raise Refused(f"{recipe.reference}: has no tokenizer, so text cannot be prepared; give data.prepared")
+        elif recipe.controls:
+            raise Refused("recipe: controls compare a target with its reference; this recipe starts from an architecture")
+
+    def _check_directory(self) -> None:
+        """The run directory is new, empty, or holds this very recipe."""
+        if self.directory.exists() and not self.directory.is_dir():
+            raise Refused(f"{self.directory}: a file, not a directory; choose another --out")
+        if not self.directory.is_dir() or not any(self.directory.iterdir()):
+            return
+        path = self.directory / "recipe.yaml"
+        if not path.exists():
+            if {entry.name for entry in self.directory.iterdir()} <= {".lock"}:
+                return
+            raise Refused(f"{self.directory}: not empty and no run directory (it holds no recipe.yaml); choose another --out")
+        held = yaml.safe_load(path.read_text(encoding="utf-8"))
+        mine = recipes.as_dict(self.recipe)
+        for values in (held, mine):
+            values["data"].pop("workers", None)  # changes speed, not the result
+        difference = recipes.first_difference(held, mine)
+        if difference is not None:
+            key, old, new = difference
+            raise Refused(f"{self.directory}: holds a run of another recipe ({key}: {old!r} there, {new!r} here); choose another --out")
+
+    def _data(self) -> Any:
+        """The data section with its words resolved."""
+        data = self.recipe.data
+        if data.exclude_seen == "reference":
+            seen = self.reference.seen_hashes if self.reference is not None else None
+            data = dataclasses.replace(data, exclude_seen=str(seen) if seen is not None else None)
+        return data
+
+    # ---- the stages
+
+    def run(self, until: str) -> Record:
+        """Every stage up to `until`, with the state of the run kept in `result.json`."""
+        write_atomic(self.directory / "recipe.yaml", recipes.dump(self.recipe))
+        done = read_json(self.directory / "result.json")
+        if done is not None and done.get("state") == "done":
+            self.console.line(f"{self.directory}: already done.")
+            return self._show(done)
+        write_json(self.directory / "environment.json", environment.describe())
+        try:
+            return self._run(until)
+        except Interrupted:
+            self._state("preempted")
+            raise
+        except KeyboardInterrupt:
+            self._state("preempted")
+            raise Interrupted(f"{self.directory}: stopped", 130) from None
+        except Refused:
+            raise
+        except (InherituneError, OSError):
+            with contextlib.suppress(OSError):  # the disk may be full, which is then the error to report
+                self._state("failed")
+            raise
+
+    def _run(self, until: str) -> Record:
+        self._state("running")
+        prepared = self._prepare(self._tokenizer())
+        if until == "prepare":
+            return self._state("prepared")
+        if self.reference is not None:
+            self._inherit(self.reference, prepared)
+        if until == "inherit":
+            return self._state("inherited")
+        self._train("target", prepared)
+        if until == "train":
+            return self._state("trained")
+        if "random" in self.recipe.controls:
+            self._train("random", prepared)
+        return self._finish(prepared)
+
+    def _state(self, state: str) -> Record:
+        record = {"name": self.recipe.name, "state": state}
+        write_json(self.directory / "result.json", record)
+        return record
+
+    @contextlib.contextmanager
+    def _timed(self, stage: str) -> Iterator[Record]:
+        """Write what a stage took to the ledger, with what the body puts into the entry; nothing if it is not finished."""
+        entry: Record = {}
+        started = time.monotonic()
+        yield entry
+        ledger = read_json(self.directory / "ledger.json") or {}
+        ledger[stage] = {"seconds": round(time.monotonic() - started, 3), **entry}
+        write_json(self.directory / "ledger.json", ledger)
+
+    def _tokenizer(self) -> str:
+        """Where the tokenizer is: the reference's own, or the one trained for an architecture."""
+        if self.reference is not None:
+            return str(self.reference.path)
+        architecture = self.recipe.architecture
+        assert architecture is not None
+        if architecture.tokenizer is not None:
+            return architecture.tokenizer
+        out = self.directory / "tokenizer"
+        if not out.exists():
+            self.console.stage(f"Training a tokenizer of {architecture.vocabulary:,} entries")
+            temporary = self.directory / ".tokenizer.tmp"
+            shutil.rmtree(temporary, ignore_errors=True)
+            with self._timed("tokenizer"):
+                texts = corpus.iterate_training_texts(self._data(), max_bytes=_TOKENIZER_BYTES)
+                scratch.train_tokenizer(texts, architecture.vocabulary, temporary, self.recipe.data.sequence_length)
+                temporary.rename(out)
+        return str(out)
+
+    def _prepare(self, tokenizer: str) -> Prepared:
+        if self.recipe.data.prepared is not None:
+            prepared = open_prepared(Path(self.recipe.data.prepared))
+        else:
+            self.console.stage("Preparing the data")
+            with self._timed("prepare"):
+                corpus.prepare(self._data(), tokenizer, self.directory / "data", report=self.console.line)
+            prepared = open_prepared(self.directory / "data")
+        sets = prepared.manifest["sets"]
+        for name, entry in sets.items():
+            self.console.line(f"  {name}: {entry['tokens']:,} tokens of {entry['documents']:,} documents")
+        if self.reference is not None:
+            references.check_vocabulary(self.reference, prepared.manifest["tokenizer"]["vocabulary"])
+        length = self.recipe.data.sequence_length
+        if sets["train"]["tokens"] <= length:
+            raise Refused(f"data: {sets['train']['tokens']} training tokens fill no block of {length}; lower data.sequence_length")
+        return prepared
+
+    def _inherit(self, reference: Reference, prepared: Prepared) -> None:
+        """Cut, prove, record; measure the reference and, where it is a control, the cut before any training."""
+        losses = self.directory / "losses"
+        wanted = ["reference", *(["cut"] if "cut" in self.recipe.controls else [])]
+        if (self.directory / "inheritance.json").exists() and all((losses / f"{name}.json").exists() for name in wanted):
+            return
+        self.console.stage(f"Inheriting layers {_spelled(self.indices)} of {reference.layers} from {reference.source}")
+        with self._timed("inherit"):
+            model = references.load(reference)
+            target, account = surgery.inherit(model, self.indices)
+            ids = torch.from_numpy(prepared.set(MAIN_SET).read(0, self.recipe.data.sequence_length))[None]
+            proof = surgery.prove(model, target, self.indices, ids)
+            write_json(self.directory / "reference.json", references.describe(reference))
+            write_json(self.directory / "inheritance.json", {**account.record(), "proof": proof})
+        kept = f"{parameters(model):,} parameters become {parameters(target):,}"
+        self.console.line(f"  {kept}; every kept tensor equals its source, hidden states agree bit for bit")
+        self._measure("reference", model, prepared)
+        if "cut" in wanted:
+            self._measure("cut", target, prepared)
+
+    def _measure(self, name: str, model: PreTrainedModel, prepared: Prepared) -> Record:
+        """A model's losses by document on every set: measured once, in float32 weights, and recorded."""
+        path = self.directory / "losses" / f"{name}.json"
+        record = read_json(path)
+        if record is None:
+            path.parent.mkdir(exist_ok=True)
+            train = self.recipe.train
+            dtype = compute_dtype(train.compute_dtype, self.world.device)
+            self.console.line(f"  measuring the {name} on {', '.join(prepared.measured_names)}")
+            with self._timed(f"measure {name}"):
+                model.float().to(self.world.device)
+                losses = measure_all(model, prepared, self.recipe.data.sequence_length, train.micro_batch_sequences, dtype)
+            record = {
+                "layers": model.config.get_text_config().num_hidden_layers,
+                "parameters": parameters(model),
+                "compute_dtype": str(dtype).removeprefix("torch."),
+                "sets": {set_name: result.record() for set_name, result in losses.items()},
+            }
+            write_json(path, record)
+        assert isinstance(record, dict)
+        return record
+
+    def _model(self, name: str, prepared: Prepared) -> tuple[PreTrainedModel, torch.dtype]:
+        """A model at its start (the inherited target, its random control, an architecture's random init), and the dtype
+        that it is exported in."""
+        if self.reference is not None and name == "target":
+            target, _ = surgery.inherit(references.load(self.reference), self.indices)
+            return target, target.dtype
+        if self.reference is not None:
+            config = surgery.cut_config(self.reference.config, self.indices)
+            wanted: Any = self.reference.dtype
+        else:
+            tokenizer = prepared.manifest["tokenizer"]
+            assert self.recipe.architecture is not None
+            config = scratch.architecture_config(self.recipe.architecture, tokenizer["vocabulary"], tokenizer["end_of_text"])
+            wanted = config.dtype or "float32"
+        config.dtype = torch.float32  # drawn in full precision, whatever the export's is
+        model = references.fresh(config, self.recipe.train.seed, trust_remote_code=self.recipe.trust_remote_code)
+        return model, wanted if isinstance(wanted, torch.dtype) else getattr(torch, wanted)
+
+    def _train(self, name: str, prepared: Prepared) -> None:
+        """Train a model, export it, measure what was exported. Skipped when its losses are recorded."""
+        if (self.directory / "losses" / f"{name}.json").exists():
+            return
+        directory = self.directory if name == "target" else self.directory / "controls" / name
+        directory.mkdir(parents=True, exist_ok=True)
+        if not (directory / "model").exists():
+            self.console.stage(f"Training the {name}")
+            model, dtype = self._model(name, prepared)
+            trainer = Trainer(
+                model=model.to(self.world.device),
+                prepared=prepared,
+                config=self.recipe.train,
+                directory=directory,
+                sequence_length=self.recipe.data.sequence_length,
+                passes=self.recipe.data.passes,
+                report=self.console.line,
+                progress=self.console.progress,
+            )
+            with self._timed(f"train {name}") as entry:
+                entry |= dataclasses.asdict(trainer.run())
+            if trainer.best_weights is not None:
+                checkpoint.load_weights(trainer.best_weights, model)
+            self._export(name, _cast(model.cpu(), dtype), directory / "model")
+        exported = AutoModelForCausalLM.from_pretrained(directory / "model")
+        self._measure(name, exported, prepared)
+
+    def _export(self, name: str, model: PreTrainedModel, out: Path) -> None:
+        """Write a Hugging Face directory of the model, with its tokenizer and its lineage."""
+        if self.reference is not None:
+            tokenizer = self.reference.tokenizer
+            lineage = surgery.lineage(self.reference, self.indices) if name == "target" else {"initialisation": "random"}
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(self._tokenizer())
+            lineage = {"initialisation": "random"}
+        surgery.save(model, tokenizer, out, {**lineage, "recipe": recipes.as_dict(self.recipe)})
+
+    # ---- the outcome
+
+    def _finish(self, prepared: Prepared) -> Record:
+        """Compute `result.json` from the records, write it and the report, show the table."""
+        own = self._own_training(prepared) if self.reference is not None else None
+        result = assemble(
+            self.recipe.name,
+            losses={path.stem: read_json(path) for path in sorted((self.directory / "losses").glob("*.json"))},
+            ledger=read_json(self.directory / "ledger.json"),
+            control_metrics=read_jsonl(self.directory / "controls" / "random" / "metrics.jsonl"),
+            own_training=own,
+        )
+        result["sets"] = {
+            name: {key: entry[key] for key in ("documents", "tokens", "bytes")} for name, entry in prepared.manifest["sets"].items()
+        }
+        result["model"] = "model"
+        write_json(self.directory / "result.json", result)
+        return self._show(result)
+
+    def _own_training(self, prepared: Prepared) -> OwnTraining:
+        """What is known of the reference's own training: its tokens, and its validation curve where it ships one."""
+        assert self.reference is not None
+        folder = Path(self.reference.path)
+        record = read_json(folder / "inheritune.json") or {}
+        held_out = [file["sha256"] for file in prepared.manifest["sets"][MAIN_SET]["files"]]
+        return OwnTraining(
+            name=self.reference.source,
+            tokens=self.reference.tokens_trained,
+            metrics=read_jsonl(folder / "training.jsonl"),
+            same_documents=record.get("held_out_sha256") == held_out,
+        )
+
+    def _show(self, result: Record) -> Record:
+        """The report, the table, the verdict, and how to use the model."""
+        page = write_report(self.directory)
+        self.console.table(render_table(result, read_json(self.directory / "ledger.json")))
+        model = self.directory / "model"
+        self.console.line(f"\n{result['verdict']}")
+        if result.get("tokens_to_match"):
+            self.console.line(result["tokens_to_match"]["text"])
+        self.console.line(f"\nReport: {page}\nModel:  {model}\n")
+        for line in usage(str(model)):
+            self.console.line(f"  {line}")
+        return result
+
+
+def _cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Cast the parameters, and them alone: rotary frequencies are buffers that transformers keeps in float32."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
+
+
+def usage(model: str) -> list[str]:
+    """Three lines of Python that load a model and sample from it."""
+    return [
+        "from transformers import pipeline",
+        f"generate = pipeline('text-generation', {model!r})",
+        "print(generate('def ', max_new_tokens=60, do_sample=True, temperature=0.7)[0]['generated_text'])",
+    ]
+
+
+def _spelled(indices: tuple[int, ...]) -> str:
+    """Layer indices in words: 0 to 3, or 0, 2, 5."""
+    if len(indices) > 1 and indices == tuple(range(indices[0], indices[-1] + 1)):
+        return f"{indices[0]} to {indices[-1]}"
+    return ", ".join(map(str, indices))
+
+
+def prepare(data: DataConfig, tokenizer: str, out: Path, console: Console | None = None) -> Record:
+    """`inheritune prepare`: text to token shards with a reference's tokenizer (see `corpus.prepare`)."""
+    console = console or Console()
+    if not data.sources:
+        raise Refused("prepare: no SOURCE; name files, globs, directories, hub:ORG/NAME or python-source")
+    corpus.check_sources(data)
+    folder = references.find(tokenizer).path if tokenizer.startswith("packaged:") else tokenizer
+    manifest = corpus.prepare(data, folder, out, report=console.line)
+    for name, entry in manifest["sets"].items():
+        console.line(f"{name}: {entry['tokens']:,} tokens of {entry['documents']:,} documents")
+    console.line(f"{out}: fingerprint {manifest['fingerprint']}")
+    return manifest

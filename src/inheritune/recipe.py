@@ -1,0 +1,406 @@
+"""Recipes: found, read, overridden by flags, checked, dumped. Every mistake is one line: where, key, value, what is allowed.
+
+The dataclasses of `config` are the only source of keys, types, defaults and help; jsonargparse reads them. Its errors are
+caught and reworded here. No torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+import types
+import typing
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse.typing import register_type
+
+from inheritune.config import DataConfig, Recipe, SourceConfig, TokenCount
+from inheritune.errors import Refused
+
+Config = TypeVar("Config")
+CONTROLS = ("random", "cut")
+
+
+def packaged_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files("inheritune") / "recipes"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file or a packaged recipe's name, override it by flags, and check it.
+
+    Args:
+        recipe: a path to a YAML file, or a packaged name such as `demo`. A file of that name goes first.
+        overrides: flags as on the command line, such as `["--data.passes", "4"]`.
+
+    Raises:
+        Refused: no such recipe, or anything wrong in it; one line.
+    """
+    values, where = read_recipe(recipe)
+    return parse(build_parser(Recipe), Recipe, overrides, values, where)[0]
+
+
+def read_recipe(recipe: str) -> tuple[dict[str, Any], str]:
+    """A recipe's keys and values as YAML gives them, and what to call it in errors."""
+    text, where = _read(recipe)
+    return _parse_yaml(text, where), where
+
+
+def parse(
+    parser: ArgumentParser, kind: type[Config], flags: Sequence[str], values: dict[str, Any], where: str
+) -> tuple[Config, Namespace]:
+    """Turn a mapping and flags into a config dataclass, and check it.
+
+    Args:
+        parser: of `build_parser`; it may have further arguments.
+        kind: the dataclass.
+        flags: what the command line gave; they override `values`.
+        values: keys and values as YAML gave them.
+        where: what to name in errors: the file.
+
+    Returns:
+        The config, and the parser's whole namespace (for the further arguments).
+
+    Raises:
+        Refused: unknown key, wrong type or impossible value.
+    """
+    if values:
+        _check_keys(kind, values, where, "")
+    try:
+        text = yaml.safe_dump(_with_plain_sources(kind, values))
+        namespace = parser.parse_args([*(["--config", text] if values else []), *flags])
+        parsed = parser.instantiate(namespace)
+    except (ArgumentError, ValueError, TypeError) as error:
+        raise Refused(_reworded(kind, str(error), where, values, flags)) from None
+    config = kind(**{field.name: getattr(parsed, field.name) for field in dataclasses.fields(kind)})  # type: ignore[arg-type]
+    for key, value, allowed in _impossible(config):
+        raise Refused(f"{_place(key, where, flags)}: {key} is {value!r}; allowed: {allowed}")
+    return config, namespace
+
+
+def build_parser(kind: type[Any], prog: str | None = None, description: str | None = None) -> ArgumentParser:
+    """A jsonargparse parser with one flag a key of the dataclass, nested ones dotted."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    register_type(TokenCount, serializer=int, deserializer=TokenCount, fail_already_registered=False)
+    parser = ArgumentParser(exit_on_error=False, prog=prog, description=description)
+    parser.add_argument("--config", action="config", help="a YAML file whose keys are the flags below")
+    parser.add_class_arguments(kind)
+    return parser
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """A config as plain values, in the order of its fields: what is dumped and compared."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(item) for item in value]
+        return int(value) if isinstance(value, TokenCount) else value
+
+    result = plain(config)
+    assert isinstance(result, dict)
+    return result
+
+
+def dump(recipe: Recipe) -> str:
+    """The resolved recipe as YAML: every key, so that it repeats the run though defaults may change."""
+    return yaml.safe_dump(as_dict(resolve_paths(recipe)), sort_keys=False, allow_unicode=True, width=120)
+
+
+def resolve_paths(recipe: Recipe) -> Recipe:
+    """Local paths made absolute, so that the dumped recipe works from any directory."""
+
+    def absolute(path: str | None) -> str | None:
+        if path is None or path in ("python-source", "reference") or path.startswith(("hub:", "packaged:")):
+            return path
+        is_pattern = any(character in path for character in "*?[")
+        return str(Path(path).absolute()) if is_pattern or Path(path).exists() else path
+
+    def source(config: SourceConfig) -> SourceConfig:
+        return dataclasses.replace(config, path=absolute(config.path) or config.path)
+
+    data = dataclasses.replace(
+        recipe.data,
+        sources=[source(item) for item in recipe.data.sources],
+        validation_sets={name: source(item) for name, item in recipe.data.validation_sets.items()},
+        exclude_seen=absolute(recipe.data.exclude_seen),
+        prepared=absolute(recipe.data.prepared),
+    )
+    return dataclasses.replace(recipe, reference=absolute(recipe.reference), data=data)
+
+
+def first_difference(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> tuple[str, Any, Any] | None:
+    """The first key, dotted, at which two plain configs differ, with both values; None where they agree."""
+    for key in [*one, *(key for key in other if key not in one)]:
+        left, right = one.get(key), other.get(key)
+        if isinstance(left, dict) and isinstance(right, dict):
+            found = first_difference(left, right, f"{prefix}{key}.")
+            if found is not None:
+                return found
+        elif left != right:
+            return f"{prefix}{key}", left, right
+    return None
+
+
+def _read(recipe: str) -> tuple[str, str]:
+    """A recipe's text and what to call it in errors."""
+    path = Path(recipe)
+    if path.is_dir():
+        raise Refused(f"{recipe}: a directory; a recipe is a YAML file or one of: {', '.join(packaged_recipes())}")
+    if path.is_file():
+        try:
+            return path.read_text(encoding="utf-8"), recipe
+        except (UnicodeDecodeError, OSError) as error:
+            raise Refused(f"{recipe}: cannot be read as UTF-8 text ({error})") from None
+    names = packaged_recipes()
+    if recipe in names:
+        return (resources.files("inheritune") / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8"), recipe
+    raise Refused(f"{recipe}: no such file, and no packaged recipe of that name{_nearest(recipe, names)}; packaged: {', '.join(names)}")
+
+
+def _parse_yaml(text: str, where: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark is not None else ""
+        raise Refused(f"{where}{line}: not valid YAML ({getattr(error, 'problem', None) or error})") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise Refused(f"{where}: a recipe is a mapping of keys to values, this is a {type(values).__name__}")
+    return values
+
+
+def _nearest(name: str, names: Sequence[str]) -> str:
+    found = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def _dataclass_in(annotation: Any) -> type[Any] | None:
+    """The dataclass that an annotation such as `X`, `X | None`, `list[X]` or `dict[str, X]` speaks of."""
+    if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
+        return annotation
+    for argument in typing.get_args(annotation):
+        found = _dataclass_in(argument)
+        if found is not None:
+            return found
+    return None
+
+
+def _check_keys(kind: type[Any], values: Any, where: str, prefix: str) -> None:
+    """Refuse keys that the dataclass does not have, at any depth, naming the nearest that it has."""
+    if not isinstance(values, dict):
+        allowed = f"a mapping of {', '.join(typing.get_type_hints(kind))}"
+        raise Refused(f"{where}: {prefix.rstrip('.')} is {values!r}; allowed: {allowed}")
+    hints = typing.get_type_hints(kind)
+    for key, value in values.items():
+        if key not in hints:
+            message = f"{where}: unknown key '{prefix}{key}'{_nearest(str(key), list(hints))}"
+            raise Refused(f"{message}; allowed: {', '.join(hints)}")
+        inner, container = _dataclass_in(hints[key]), typing.get_origin(hints[key])
+        if inner is None or value is None:
+            continue
+        if container is list and isinstance(value, list):
+            items = [(f"{prefix}{key}[{index}].", item) for index, item in enumerate(value)]
+        elif container is dict and isinstance(value, dict):
+            items = [(f"{prefix}{key}.{name}.", item) for name, item in value.items()]
+        elif container in (list, dict):
+            continue  # a wrong type: jsonargparse says so
+        else:
+            items = [(f"{prefix}{key}.", value)]
+        for inner_prefix, item in items:
+            if not (inner is SourceConfig and isinstance(item, str)):  # a source may be its path alone
+                _check_keys(inner, item, where, inner_prefix)
+    for field in dataclasses.fields(kind):
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING and field.name not in values:
+            raise Refused(f"{where}: {prefix.rstrip('.')} lacks '{field.name}' (allowed: {_words(hints[field.name])})")
+
+
+def _with_plain_sources(kind: type[Any], values: dict[str, Any]) -> dict[str, Any]:
+    """A source may be written as its path alone: `sources: [books/*.jsonl]`."""
+    values = dict(values)
+    if kind is Recipe and isinstance(values.get("data"), dict):
+        values["data"] = _with_plain_sources(DataConfig, values["data"])
+    if kind is DataConfig:
+        if isinstance(values.get("sources"), list):
+            values["sources"] = [{"path": item} if isinstance(item, str) else item for item in values["sources"]]
+        if isinstance(values.get("validation_sets"), dict):
+            sets = values["validation_sets"]
+            values["validation_sets"] = {k: {"path": v} if isinstance(v, str) else v for k, v in sets.items()}
+    return values
+
+
+def _place(key: str, where: str, overrides: Sequence[str]) -> str:
+    """Where a key's value came from: the flag, if one gave it, else the file."""
+    return f"--{key}" if any(flag.split("=")[0] == f"--{key}" for flag in overrides) else where
+
+
+def _all_keys(kind: type[Any], prefix: str = "") -> list[str]:
+    hints = typing.get_type_hints(kind)
+    keys: list[str] = []
+    for name, annotation in hints.items():
+        keys.append(f"{prefix}{name}")
+        if dataclasses.is_dataclass(annotation) or (
+            typing.get_origin(annotation) is types.UnionType and _dataclass_in(annotation) is not None
+        ):
+            inner = _dataclass_in(annotation)
+            assert inner is not None
+            keys += _all_keys(inner, f"{prefix}{name}.")
+    return keys
+
+
+def _allowed_type(kind: type[Any], key: str) -> str:
+    """What values a key takes, in words."""
+    annotation: Any = kind
+    for part in key.split("."):
+        inner = _dataclass_in(annotation)
+        if inner is None:
+            return "see --help"
+        annotation = typing.get_type_hints(inner).get(part.split("[")[0])
+    return _words(annotation)
+
+
+def _words(annotation: Any) -> str:
+    names = {
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        bool: "true or false",
+        type(None): "null",
+        TokenCount: "a token count such as 131072, 100M or 1B",
+    }
+    if annotation in names:
+        return names[annotation]
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        return " or ".join(str(argument) for argument in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_words(argument) for argument in arguments)
+    if origin is list:
+        return f"a list ({_words(arguments[0])} an item)"
+    if origin is dict:
+        return "a mapping"
+    return f"a mapping of {', '.join(typing.get_type_hints(annotation))}" if dataclasses.is_dataclass(annotation) else str(annotation)
+
+
+def _reworded(kind: type[Any], message: str, where: str, values: dict[str, Any], overrides: Sequence[str]) -> str:
+    """jsonargparse's error, of several lines, in one of ours."""
+    unknown = re.search(r"unrecognized arguments: (\S+)|does not accept option '([^']+)'", message, re.IGNORECASE)
+    if unknown:
+        flag = (unknown.group(1) or unknown.group(2)).lstrip("-").split("=")[0]
+        full = next((item.split("=")[0].lstrip("-") for item in overrides if item.split("=")[0].endswith(flag)), flag)
+        return f"--{full}: unknown flag{_nearest(full, _all_keys(kind))}"
+    missing_value = re.search(r"argument --([\w.]+).*expected (?:one|at least one) argument", message, re.DOTALL)
+    if missing_value:
+        return f"--{missing_value.group(1)}: needs a value; allowed: {_allowed_type(kind, missing_value.group(1))}"
+    keys = re.findall(r'[Kk]ey "([^"]+)"', message)
+    if not keys:
+        return f"{where}: {' '.join(message.split())}"
+    # The outermost key is whole; an error inside a list or a mapping names the inner key by itself.
+    key = keys[0] if keys[-1].startswith(keys[0]) else f"{keys[0]}.{keys[-1]}"
+    got = re.findall(r"(?:Got value|Given value): (.*)", message)
+    value = _given(key, values, overrides, got[-1].strip() if got else None)
+    return f"{_place(key, where, overrides)}: {key} is {value!r}; allowed: {_allowed_type(kind, key)}"
+
+
+def _given(key: str, values: dict[str, Any], overrides: Sequence[str], fallback: Any) -> Any:
+    """The value that a flag or the file gave for a key, as it was written."""
+    for index, flag in enumerate(overrides):
+        name, equals, value = flag.partition("=")
+        if name == f"--{key}":
+            return value if equals else (overrides[index + 1] if index + 1 < len(overrides) else fallback)
+    found: Any = values
+    for part in key.split("."):
+        if not isinstance(found, dict) or part not in found:
+            return fallback
+        found = found[part]
+    return found
+
+
+Rule = tuple[str, Callable[[Any], bool], str]
+
+
+def _finite(value: float) -> bool:
+    return math.isfinite(value)
+
+
+_DATA_RULES: list[Rule] = [
+    ("tokens", lambda x: x is None or x > 0, "a token count above 0"),
+    ("passes", lambda x: x >= 1, "1 or more"),
+    ("sequence_length", lambda x: x >= 2, "2 or more"),  # noqa: PLR2004
+    ("validation_share", lambda x: 0 <= x < 1, "0 or more, below 1"),
+    ("development_share", lambda x: 0 <= x < 1, "0 or more, below 1"),
+    ("validation_tokens", lambda x: x > 0, "a token count above 0"),
+    ("development_tokens", lambda x: x > 0, "a token count above 0"),
+    ("held_out_document_tokens", lambda x: x is None or x >= 2, "2 or more, or null"),  # noqa: PLR2004
+    ("workers", lambda x: x >= 0, "0 (one a core) or more"),
+]
+_TRAIN_RULES: list[Rule] = [
+    ("batch_sequences", lambda x: x >= 1, "1 or more"),
+    ("micro_batch_sequences", lambda x: x >= 1, "1 or more"),
+    ("learning_rate", lambda x: _finite(x) and x > 0, "a number above 0"),
+    ("final_learning_rate", lambda x: _finite(x) and x >= 0, "0 or more"),
+    ("warmup_steps", lambda x: x >= 0, "0 or more"),
+    ("weight_decay", lambda x: _finite(x) and x >= 0, "0 or more"),
+    ("beta1", lambda x: 0 <= x < 1, "0 or more, below 1"),
+    ("beta2", lambda x: 0 <= x < 1, "0 or more, below 1"),
+    ("epsilon", lambda x: _finite(x) and x > 0, "a number above 0"),
+    ("gradient_clip", lambda x: _finite(x) and x >= 0, "a number above 0, or 0 for no clipping"),
+    ("max_steps", lambda x: x is None or x >= 1, "1 or more, or null"),
+    ("validate_every_steps", lambda x: x >= 1, "1 or more"),
+    ("checkpoint_every_steps", lambda x: x >= 1, "1 or more"),
+    ("keep_checkpoints", lambda x: x >= 1, "1 or more"),
+]
+_SOURCE_RULES: list[Rule] = [
+    ("weight", lambda x: _finite(x) and x > 0, "a number above 0"),
+    ("document_separator", lambda x: x is None or x != "", "text that separates documents, or null"),
+]
+
+
+def _impossible(config: Any) -> typing.Iterator[tuple[str, Any, str]]:
+    """Values of the right type that make no sense, as (dotted key, value, what is allowed)."""
+    if isinstance(config, Recipe):
+        yield from _by_rules(config.data, _DATA_RULES, "data.")
+        yield from _sources(config.data, "data.")
+        yield from _by_rules(config.train, _TRAIN_RULES, "train.")
+        if config.train.learning_rate < config.train.final_learning_rate:
+            yield "train.final_learning_rate", config.train.final_learning_rate, "at most train.learning_rate"
+        for name in config.controls:
+            if name not in CONTROLS:
+                yield "controls", name, ", ".join(CONTROLS) + _nearest(name, CONTROLS)
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.name):
+            yield "name", config.name, "letters, digits, '.', '_' and '-': it names a directory"
+    elif isinstance(config, DataConfig):
+        yield from _by_rules(config, _DATA_RULES, "")
+        yield from _sources(config, "")
+
+
+def _by_rules(config: Any, rules: list[Rule], prefix: str) -> typing.Iterator[tuple[str, Any, str]]:
+    for name, holds, allowed in rules:
+        value = getattr(config, name)
+        if not holds(value):
+            yield f"{prefix}{name}", value, allowed
+
+
+def _sources(data: DataConfig, prefix: str) -> typing.Iterator[tuple[str, Any, str]]:
+    for index, source in enumerate(data.sources):
+        yield from _by_rules(source, _SOURCE_RULES, f"{prefix}sources[{index}].")
+    if data.validation_share + data.development_share >= 1:
+        yield f"{prefix}validation_share", data.validation_share, "together with development_share below 1"
+    for name, source in data.validation_sets.items():
+        if name in ("train", "development", "held-out") or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            allowed = "names of letters, digits, '.', '_', '-' other than train, development, held-out"
+            yield f"{prefix}validation_sets", name, allowed
+        yield from _by_rules(source, _SOURCE_RULES, f"{prefix}validation_sets.{name}.")

@@ -1,0 +1,11 @@
+"""A run directory as a page to read: the verdict, the table, the curves, and all that is needed to do it again.
+
+It reads records and nothing else, so that it also works on a run that is going on, was cut short, or came from another
+machine. What is missing or unreadable is marked as a gap on the page. jinja2, matplotlib and rich are imported where
+they are used; this package imports no torch.
+"""
+
+from inheritune.report.page import write_report
+from inheritune.report.table import Row, markdown_table, render_table, table_rows
+
+__all__ = ["Row", "markdown_table", "render_table", "table_rows", "write_report"]

@@ -1,0 +1,201 @@
+"""The page: every record of a run directory, or the gap where one should be, handed to the template."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from inheritune.errors import Refused
+from inheritune.report.curves import STANDALONE_STYLE, Panel, draw_curves, panels_of
+from inheritune.report.numbers import NOT_APPLICABLE, by_key, count, decimals, flat, words
+from inheritune.report.table import dict_of, models_of, table_rows
+from inheritune.run_directory import read_json, read_jsonl, write_atomic
+
+# A page stays under 1 MB however large the run: what does not fit is in the run directory, and the page says so.
+_MOST_TENSORS = 1500
+_MOST_TEXT = 100_000  # characters
+_MOST_LISTED = 40
+_MEANINGS = {
+    "Reference": "the large model",
+    "Cut": "the layers the target keeps, untrained",
+    "Target": "those layers, trained",
+    "Random init": "the target’s architecture from random init, trained on the same tokens",
+}
+_READERS: dict[str, Callable[[Path], Any]] = {
+    ".json": read_json,
+    ".jsonl": read_jsonl,
+    ".yaml": lambda path: path.read_text(encoding="utf-8"),
+}
+_CONTROL_METRICS = "controls/random/metrics.jsonl"
+_TEMPLATES = Path(__file__).parent.parent / "templates"
+
+
+def _read(run: Path, name: str, kind: type, gaps: dict[str, str]) -> Any:
+    """A record of the run, or an empty one of its kind with the reason noted under the file's name in `gaps`."""
+    path = run / name
+    try:
+        if not path.exists():
+            gaps[name] = f"{name} is not in the run directory"
+            return kind()
+        record = _READERS[path.suffix](path)
+    except (ValueError, OSError) as error:
+        gaps[name] = f"{name} cannot be read: {error}"
+        return kind()
+    if not isinstance(record, kind) or not record:
+        gaps[name] = f"{name} holds no record"
+        return kind()
+    return record
+
+
+def _indices(values: Any) -> str:
+    """Layer indices with runs joined: 0–3, 7."""
+    if not isinstance(values, list) or not values:
+        return NOT_APPLICABLE
+    runs: list[list[Any]] = []
+    for value in values:
+        if runs and isinstance(value, int) and value - 1 == runs[-1][-1]:
+            runs[-1].append(value)
+        else:
+            runs.append([value])
+    return ", ".join(f"{group[0]}–{group[-1]}" if len(group) > 1 else str(group[0]) for group in runs)
+
+
+def _tensor(tensor: Mapping[str, Any]) -> dict[str, str]:
+    """A row of the account; a source of the same name, the rule, is said so: names are long and pages narrow."""
+    name, source, shape = by_key("", tensor.get("name")), by_key("", tensor.get("source")), tensor.get("shape")
+    return {
+        "name": name,
+        "status": str(tensor.get("status", "unknown")),
+        "source": "same name" if source == name else source,
+        "shape": " × ".join(map(str, shape)) if isinstance(shape, list) and shape else NOT_APPLICABLE,
+        "dtype": by_key("", tensor.get("dtype")),
+        "sha256": by_key("", tensor.get("sha256"))[:12],
+    }
+
+
+def _account(inheritance: Mapping[str, Any]) -> dict[str, Any]:
+    """The account of the surgery: how many tensors are inherited, tied or fresh, and a row for each."""
+    listed = inheritance.get("tensors")
+    tensors = [tensor for tensor in listed if isinstance(tensor, dict)] if isinstance(listed, list) else []
+    statuses = [str(tensor.get("status", "unknown")) for tensor in tensors]
+    return {
+        "layers": _indices(inheritance.get("layers_kept")),
+        "counts": [(status, statuses.count(status)) for status in dict.fromkeys(statuses)],
+        "rows": [_tensor(tensor) for tensor in tensors[:_MOST_TENSORS]],
+        "left_out": max(0, len(tensors) - _MOST_TENSORS),
+        "proof": flat(dict_of(inheritance.get("proof"))),
+    }
+
+
+def _matrix(ledger: Mapping[str, Any]) -> dict[str, Any]:
+    """The ledger as a table, a row a stage; entries that are no stage are listed before it."""
+    stages = {str(name): dict(flat(stage)) for name, stage in ledger.items() if isinstance(stage, dict)}
+    columns = list(dict.fromkeys(key for stage in stages.values() for key in stage))
+    return {
+        "columns": [{"seconds": "time", "flops": "FLOPs"}.get(name, name) for name in columns],
+        "rows": [(words(name), [stage.get(key, NOT_APPLICABLE) for key in columns]) for name, stage in stages.items()],
+        "single": flat({name: value for name, value in ledger.items() if not isinstance(value, dict)}),
+    }
+
+
+def _numbers(panels: list[Panel]) -> dict[str, Any]:
+    """The points of the curves as one table, thinned to about `_MOST_LISTED` rows, the last one among them."""
+    lines = [(panel.name, label, dict(points)) for panel in panels for label, points in panel.lines.items()]
+    tokens = sorted({x for _, _, points in lines for x in points})
+    kept = [*tokens[: -1 : math.ceil(len(tokens) / _MOST_LISTED) or 1], *tokens[-1:]]
+    return {
+        "sets": [(panel.name, len(panel.lines)) for panel in panels],
+        "labels": [label for _, label, _ in lines],
+        "rows": [(count(x), [decimals(points.get(x)) for _, _, points in lines]) for x in kept],
+    }
+
+
+def _model_path(run: Path, result: Mapping[str, Any]) -> tuple[str, bool]:
+    """Where the trained model is, absolute, and whether it is there now."""
+    path = run / "model" if not result.get("model") else Path(str(result["model"]))
+    places = [path] if path.is_absolute() else [run / path, path]
+    found = next((place for place in places if place.exists()), places[0])
+    return str(found.resolve()), found.exists()
+
+
+def _page(run: Path) -> tuple[dict[str, Any], str | None]:
+    """What the template shows, and the wide figure as a file of its own (None where there are no curves)."""
+    gaps: dict[str, str] = {}
+    result = _read(run, "result.json", dict, gaps)
+    recipe = _read(run, "recipe.yaml", str, gaps)
+    metrics = {
+        "Target": _read(run, "metrics.jsonl", list, gaps),
+        "Random init": _read(run, _CONTROL_METRICS, list, gaps),
+    }
+    records = {
+        name: _read(run, f"{name}.json", dict, gaps) for name in ("environment", "reference", "inheritance", "ledger")
+    }
+    if result.get("state") == "done" and "random" not in dict_of(result.get("controls")):
+        gaps.pop(_CONTROL_METRICS, None)  # the recipe asked for no such control: nothing is missing
+    panels = panels_of(result, metrics)
+    wide = draw_curves(panels) if panels else None
+    state = str(result.get("state") or "unknown")
+    unfinished = {
+        "running": "This run is still going on.",
+        "preempted": "This run was interrupted and can go on.",
+        "failed": "This run failed.",
+    }
+    path, model_exists = _model_path(run, result)
+    header, *rows = table_rows(result, records["ledger"])
+    return {
+        "gaps": gaps,
+        "name": str(result.get("name") or run.resolve().name),
+        "verdict": str(result.get("verdict") or ""),
+        "state": None if state == "done" else unfinished.get(state, "Whether this run finished is not recorded."),
+        "facts": [str(text) for key in ("share", "tokens_to_match") if (text := dict_of(result.get(key)).get("text"))],
+        "models": [
+            (title, _MEANINGS[title], str(model.get("name") or "")) for title, model in models_of(result).items()
+        ],
+        "header": header,
+        "rows": rows,
+        "sets": [(str(name), dict_of(size)) for name, size in dict_of(result.get("sets")).items()],
+        "wide": wide,
+        "narrow": draw_curves(panels, narrow=True) if panels else None,
+        "above": [(panel.name, panel.above) for panel in panels if panel.above],
+        "description": " ".join(panel.description for panel in panels),
+        "numbers": _numbers(panels),
+        "model": json.dumps(path, ensure_ascii=False),
+        "model_exists": model_exists,
+        "repeat": f"inheritune run {shlex.quote(str((run / 'recipe.yaml').resolve()))} --out NEW",
+        "recipe": recipe[:_MOST_TEXT],
+        "recipe_cut": len(recipe) > _MOST_TEXT,
+        "account": _account(records["inheritance"]),
+        "reference": flat(records["reference"]),
+        "environment": flat(records["environment"]),
+        "ledger": _matrix(records["ledger"]),
+        "count": count,
+    }, wide
+
+
+def write_report(run: Path) -> Path:
+    """Write `run/report.html`, one self-contained page, and `run/curves.svg`; the page's path.
+
+    Any record may be missing or unreadable: the page marks it as a gap. The same records give the same bytes.
+
+    Raises:
+        Refused: `run` is no directory.
+        OSError: the page cannot be written (disk full, no permission); the old one is then untouched.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    if not run.is_dir():
+        raise Refused(f"{run}: not a run directory; give the directory that `inheritune run` wrote")
+    templates = FileSystemLoader(_TEMPLATES)
+    environment = Environment(
+        loader=templates, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    content, figure = _page(run)
+    if figure is not None:
+        write_atomic(run / "curves.svg", figure.replace(">", f">{STANDALONE_STYLE}", 1) + "\n")
+    page = run / "report.html"
+    write_atomic(page, environment.get_template("report.html.j2").render(content) + "\n")
+    return page

@@ -1,0 +1,177 @@
+"""A run's outcome, computed from its records: `result.json`, the ledger's sums, the verdict in a sentence. No torch.
+
+`result.json` holds nothing that differs between two runs of one recipe on one machine: times are in `ledger.json`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from inheritune.comparison import share_of_gap, tokens_to_reach
+
+Record = dict[str, Any]
+MAIN_SET = "held-out"
+
+
+@dataclass(frozen=True)
+class OwnTraining:
+    """What is known of the reference's own training."""
+
+    name: str
+    tokens: int | None
+    metrics: list[Record]
+    """Its metrics records, from random init; empty where they are not shipped with it."""
+    same_documents: bool
+    """Whether its held-out set held the very documents of this run's."""
+
+
+def assemble(
+    name: str,
+    *,
+    losses: dict[str, Record],
+    ledger: Record,
+    control_metrics: list[Record],
+    own_training: OwnTraining | None,
+) -> Record:
+    """`result.json` from a finished run's records.
+
+    Args:
+        name: the recipe's.
+        losses: for `reference`, `cut`, `target`, `random`, as far as they were measured, their `losses/NAME.json`.
+        ledger: the run's `ledger.json`.
+        control_metrics: the random control's metrics records; empty without one.
+        own_training: the reference's; None without a reference.
+    """
+    models = {key: _model(key, record, ledger) for key, record in losses.items()}
+    target = models["target"]
+    result: Record = {
+        "name": name,
+        "state": "done",
+        "verdict": "",
+        "reference": None,
+        "target": target,
+        "controls": {key: models[key] for key in ("random", "cut") if key in models},
+        "tokens_trained": target["tokens_trained"],
+        "unique_tokens": target["unique_tokens"],
+        "passes": target["passes"],
+        "matched": None,
+    }
+    if own_training is not None:
+        result["reference"] = {"name": own_training.name, **models["reference"], "tokens_trained": own_training.tokens}
+        if "random" in losses:
+            sets = {key: losses[key]["sets"] for key in ("random", "target", "reference")}
+            result["share"] = share(sets["random"], sets["target"], sets["reference"], MAIN_SET)
+        result["tokens_to_match"] = tokens_to_match(
+            target["validation_loss"],
+            validation_curve(control_metrics, MAIN_SET),
+            validation_curve(own_training.metrics, MAIN_SET),
+            own_training.same_documents,
+        )
+    result["verdict"] = verdict(result)
+    return result
+
+
+def _model(key: str, record: Record, ledger: Record) -> Record:
+    """A model's row: size, scores, and what its training took; zeros for the cut, which has had none."""
+    entry = {"layers": record["layers"], "parameters": record["parameters"], **scores(record["sets"])}
+    trained = ledger.get(f"train {key}")
+    if trained is not None:
+        tokens, unique = trained["tokens"], trained["unique_tokens"]
+        entry |= {"tokens_trained": tokens, "unique_tokens": unique, "passes": tokens / unique, "flops": trained["flops"]}
+    elif key == "cut":
+        entry |= {"tokens_trained": 0, "unique_tokens": 0, "passes": 0, "flops": 0.0}
+    return entry
+
+
+def scores(losses: Record) -> Record:
+    """A model's scores from its losses by document.
+
+    Args:
+        losses: for each set `{"nats": [...], "correct": [...], "tokens": [...], "bytes": [...]}`, a value a document.
+
+    Returns:
+        `validation_loss` (nats a token, the first validation set) and, by set, `validation_losses`, `bits_per_byte`,
+        `accuracy`; the development set is among them.
+    """
+    sums = {name: {key: float(sum(values)) for key, values in record.items()} for name, record in losses.items()}
+    by_loss = {name: value["nats"] / value["tokens"] for name, value in sums.items()}
+    first = next((name for name in by_loss if name != "development"), None)
+    return {
+        "validation_loss": by_loss[first] if first is not None else None,
+        "validation_losses": by_loss,
+        "bits_per_byte": {name: value["nats"] / (math.log(2) * value["bytes"]) for name, value in sums.items()},
+        "accuracy": {name: value["correct"] / value["tokens"] for name, value in sums.items()},
+    }
+
+
+def share(control: Record, target: Record, reference: Record, validation_set: str) -> Record:
+    """The share of the gap that the target closes on one set, with its interval (see `comparison.share_of_gap`)."""
+    nats = [np.asarray(losses[validation_set]["nats"], np.float64) for losses in (control, target, reference)]
+    found = share_of_gap(nats[0], nats[1], nats[2], np.asarray(target[validation_set]["tokens"], np.float64))
+    return {**vars(found), "set": validation_set}
+
+
+def validation_curve(metrics: list[Record], validation_set: str) -> list[tuple[int, float]]:
+    """(tokens trained, loss) from metrics records; where a resumed run measured a step again, the last one counts."""
+    points = {
+        record["step"]: (int(record["tokens"]), float(record["losses"][validation_set]))
+        for record in metrics
+        if record.get("kind") == "validation" and validation_set in record.get("losses", {})
+    }
+    return [points[step] for step in sorted(points)]
+
+
+def tokens_to_match(
+    loss: float, control_curve: list[tuple[int, float]], reference_curve: list[tuple[int, float]], same_documents: bool
+) -> Record:
+    """How many tokens random init needs to reach the target's loss, from recorded curves.
+
+    Args:
+        loss: the target's validation loss.
+        control_curve: of the control, the same architecture from random init; empty if there is none.
+        reference_curve: of the reference's own training from random init; empty where it is not recorded.
+        same_documents: whether the reference's curve was measured on the very documents of `loss`.
+    """
+    tokens = tokens_to_reach(loss, control_curve)
+    if tokens is not None:
+        text = f"From random init the same network reached the target's loss after {tokens:,} tokens."
+        return {"tokens": tokens, "source": "control", "text": text}
+    behind = f"From random init the same network had not reached the target's loss after {control_curve[-1][0]:,} tokens" if control_curve else ""
+    tokens = tokens_to_reach(loss, reference_curve)
+    if tokens is not None:
+        where = "on the same documents" if same_documents else "on its own held-out documents"
+        own = f"the reference itself, from random init, needed {tokens:,} tokens for it ({where})"
+        text = f"{behind}; {own}." if behind else f"{own[0].upper()}{own[1:]}."
+        return {"tokens": tokens, "source": "reference", "text": text}
+    return {"tokens": None, "source": None, "text": f"{behind}." if behind else "No recorded curve from random init reaches the target's loss."}
+
+
+def verdict(result: Record) -> str:
+    """The outcome in a sentence."""
+    target = result["target"]
+    loss = target["validation_loss"]
+    if result.get("reference") is None:
+        return f"{target['layers']} layers trained from random init on {result['tokens_trained']:,} tokens: loss {loss:.3f} nats a token."
+    reference = result["reference"]
+    text = (
+        f"{target['layers']} of the reference's {reference['layers']} layers, trained on {result['unique_tokens']:,} tokens "
+        f"in {_passes(result['passes'])}, reach a validation loss of {loss:.3f} nats a token; the reference has "
+        f"{reference['validation_loss']:.3f}"
+    )
+    control = result["controls"].get("random")
+    if control is None:
+        return f"{text}."
+    text += f", the same network from random init on the same tokens {control['validation_loss']:.3f}"
+    found = result["share"]
+    if not found["shown"]:
+        return f"{text}; {found['text']}."
+    return f"{text}: {found['value']:.0%} of the gap is closed (95% interval {found['low']:.0%} to {found['high']:.0%})."
+
+
+def _passes(passes: float) -> str:
+    rounded = f"{passes:.1f}".removesuffix(".0")
+    return f"{rounded} pass" if rounded == "1" else f"{rounded} passes"

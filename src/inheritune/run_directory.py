@@ -1,0 +1,97 @@
+"""A run's directory: its records, written whole or not at all, and the lock that gives it to one process.
+
+Everything that a run writes goes through here, so that a reader (or the same run, started again after it was killed) never
+sees half a file: a record is written under a temporary name in the same directory, flushed to the disk, then renamed.
+This module imports no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from inheritune.errors import Refused
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Write `content` to `path` so that `path` holds either what it held before or all of `content`.
+
+    Raises:
+        OSError: as the file system says (disk full, no permission); the old file is then untouched.
+    """
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+def write_json(path: Path, record: Any) -> None:
+    """Write a record as indented JSON, atomically. NaN and infinities are an error: JSON has none."""
+    write_atomic(path, json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+def read_json(path: Path) -> Any:
+    """Read a JSON record; None where the file is absent."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+
+class JsonlWriter:
+    """Appends records to a JSONL file, a line each, flushed at every line so that a killed run loses none."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", encoding="utf-8")
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Write one record as one line. NaN and infinities become null: JSON has neither."""
+        finite = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()}
+        line = json.dumps(finite, ensure_ascii=False)
+        self._file.write(line + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Read a JSONL file's records; a last line that a kill cut short is dropped. Empty where the file is absent."""
+    if not path.exists():
+        return []
+    records: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            records.append(json.loads(line))
+    return records
+
+@contextlib.contextmanager
+def lock(directory: Path) -> Iterator[None]:
+    """Hold `directory` for this process; the lock goes with the process, however it ends.
+
+    Raises:
+        Refused: another process holds it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 32).decode("ascii", "replace").strip() or "unknown"
+            raise Refused(
+                f"{directory}: in use by another run (process {holder}); wait for it to end, or choose another --out"
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode("ascii"))
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,69 @@
+"""The model card: what a saved model is, where it comes from, how it is used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+from transformers import PreTrainedModel
+
+from inheritune.reference import block_list
+from inheritune.surgery.bits import parameters
+
+Record = dict[str, Any]
+
+
+def model_card(model: PreTrainedModel, name: str, lineage: Record) -> str:
+    """README.md as the hub reads it: front matter in YAML, then text.
+
+    Args:
+        model: what is saved.
+        name: the title.
+        lineage: as for `save`; its `recipe`, if any, is embedded whole.
+    """
+    front: Record = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["inheritune"]}
+    if lineage.get("revision") is not None:
+        # The hub takes only its own ids here and refuses a path; a reference from a directory is named in the text.
+        front["base_model"] = lineage["reference"]
+    if lineage.get("license"):
+        front["license"] = lineage["license"]
+    layers, size = len(block_list(model)[1]), parameters(model)
+    lines = [
+        f"# {name}",
+        "",
+        f"A language model of {layers} layers and {size:,} parameters ({model.config.model_type}), made by inheritune.",
+        "",
+        "## Lineage",
+        "",
+        *_lineage_lines(lineage),
+        "",
+        "## Use",
+        "",
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        f"model = AutoModelForCausalLM.from_pretrained({name!r})",
+        f"tokenizer = AutoTokenizer.from_pretrained({name!r})",
+        "```",
+    ]
+    if "recipe" in lineage:
+        recipe = yaml.safe_dump(lineage["recipe"], sort_keys=False, allow_unicode=True)
+        lines += ["", "## Recipe", "", "```yaml", recipe.rstrip(), "```"]
+    return f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n" + "\n".join(lines) + "\n"
+
+
+def _lineage_lines(lineage: Record) -> list[str]:
+    if "reference" not in lineage:
+        return [f"- {key}: {value}" for key, value in lineage.items() if key != "recipe"]
+    revision = f" at revision {lineage['revision']}" if lineage["revision"] else ""
+    kept = ", ".join(map(str, lineage["layers_kept"]))
+    return [
+        f"- Reference: {lineage['reference']}{revision}",
+        f"- Its weights (SHA-256): {lineage['fingerprint']}",
+        f"- Layers kept: {kept} of its {lineage['reference_layers']}, counted from 0",
+        "- Kept with them: embeddings, final norm, head",
+        *(
+            f"- Before that: {step.get('reference')}, layers {step.get('layers_kept')}"
+            for step in lineage["chain"][::-1]
+        ),
+    ]

@@ -1,0 +1,168 @@
+"""Token shards to batches: which block is read at which step is a pure function of the step, so resuming is exact and free.
+
+A block is `sequence_length` inputs with their next-token labels, cut from the set's one stream of tokens: block i holds the
+tokens from i * sequence_length to (i + 1) * sequence_length, both included, so neighbours share one token and every token
+but the first is a label exactly once. The tail that fills no block is not trained on, and counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from inheritune.errors import Failed
+from inheritune.run_directory import read_json
+
+Tokens = npt.NDArray[np.int64]
+
+
+class TokenSet:
+    """One set of a prepared directory (train, development, held-out, …): a stream of tokens over memory-mapped shards."""
+
+    def __init__(self, directory: Path, files: list[dict[str, Any]], token_bytes: int) -> None:
+        """Map the shards; nothing is read yet.
+
+        Raises:
+            Failed: a shard is missing or has another length than the manifest says.
+        """
+        self._shards: list[npt.NDArray[Any]] = []
+        ends: list[npt.NDArray[np.uint64]] = []
+        sizes: list[npt.NDArray[np.uint64]] = []
+        offset = 0
+        for file in files:
+            path = directory / file["name"]
+            expected = file["tokens"] * token_bytes
+            if not path.exists() or path.stat().st_size != expected:
+                raise Failed(f"{path}: missing, or not the {expected} bytes that the manifest states; prepare the data again")
+            self._shards.append(np.memmap(path, dtype=f"<u{token_bytes}", mode="r"))
+            ends.append(np.fromfile(f"{path}.index", dtype="<u8") + np.uint64(offset))
+            sizes.append(np.fromfile(f"{path}.bytes", dtype="<u8"))
+            offset += file["tokens"]
+        self.name = directory.name
+        self.tokens = offset
+        self.starts = np.cumsum([0, *(len(shard) for shard in self._shards)])  # (shards + 1,) in tokens
+        self.document_ends = np.concatenate(ends).astype(np.int64) if ends else np.zeros(0, np.int64)  # (documents,) in tokens
+        self.document_bytes = np.concatenate(sizes).astype(np.int64) if sizes else np.zeros(0, np.int64)  # (documents,)
+
+    def read(self, start: int, stop: int) -> Tokens:
+        """Tokens [start, stop) of the stream, across shards: (stop - start,), int64."""
+        parts = []
+        shard = int(np.searchsorted(self.starts, start, side="right")) - 1
+        while start < stop:
+            base, end = int(self.starts[shard]), min(stop, int(self.starts[shard + 1]))
+            parts.append(np.asarray(self._shards[shard][start - base : end - base], dtype=np.int64))
+            start, shard = end, shard + 1
+        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A directory that `inheritune prepare` wrote."""
+
+    directory: Path
+    manifest: dict[str, Any]
+
+    def set(self, name: str) -> TokenSet:
+        """The set of that name."""
+        return TokenSet(self.directory / name, self.manifest["sets"][name]["files"], self.manifest["tokenizer"]["token_bytes"])
+
+    @property
+    def measured_names(self) -> list[str]:
+        """Every set that models are measured on: development and validation sets."""
+        return [name for name in self.manifest["sets"] if name != "train"]
+
+    @property
+    def context_token(self) -> int:
+        """What stands before a stream's first token, so that this one too is predicted: end-of-text."""
+        return int(self.manifest["tokenizer"]["end_of_text"])
+
+
+def open_prepared(directory: Path) -> Prepared:
+    """Open a prepared directory.
+
+    Raises:
+        Failed: it holds no manifest, so preparation has not finished.
+    """
+    manifest = read_json(directory / "manifest.json")
+    if manifest is None:
+        raise Failed(f"{directory}: no manifest.json, so this is no finished output of `inheritune prepare`; run it (again)")
+    return Prepared(directory, manifest)
+
+
+def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """SplitMix64's output function (Steele, Lea & Flood 2014), element by element: a bijection of 64-bit words."""
+    with np.errstate(over="ignore"):
+        values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+@lru_cache(maxsize=2)
+def pass_order(blocks: int, seed: int, pass_index: int) -> npt.NDArray[np.int64]:
+    """The order of the blocks in one pass: a permutation of range(blocks), another in each pass.
+
+    Made of our own integer arithmetic, since numpy does not promise that its generators' permutations stay the same from
+    one release to the next, and an order that changes under an upgrade would break every resumed run.
+    """
+    base = _mixed(_mixed(np.array([seed], np.uint64)) + np.array([pass_index], np.uint64))
+    with np.errstate(over="ignore"):
+        # The multiplier is odd, so words differ between blocks before the bijection and hence after it: no ties.
+        words = _mixed(base + np.arange(1, blocks + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+    return np.argsort(words, kind="stable")
+
+
+@dataclass(frozen=True)
+class TrainingBlocks:
+    """The training set's blocks over all passes, and which of them make up each step."""
+
+    tokens: TokenSet
+    sequence_length: int
+    passes: int
+    batch_sequences: int
+    seed: int
+
+    @property
+    def blocks(self) -> int:
+        """Blocks in one pass."""
+        return max(0, (self.tokens.tokens - 1) // self.sequence_length)
+
+    @property
+    def tail_tokens(self) -> int:
+        """Tokens at the stream's end that fill no block and are never a label."""
+        return self.tokens.tokens - 1 - self.blocks * self.sequence_length
+
+    @property
+    def steps(self) -> int:
+        """Steps that see every block once a pass; the last one may hold fewer sequences than the others."""
+        return -(-self.blocks * self.passes // self.batch_sequences)
+
+    def indices(self, step: int) -> list[int]:
+        """The blocks of one step, in order. A step may span the border of two passes."""
+        first = step * self.batch_sequences
+        places = range(first, min(first + self.batch_sequences, self.blocks * self.passes))
+        return [int(pass_order(self.blocks, self.seed, place // self.blocks)[place % self.blocks]) for place in places]
+
+    def batch(self, step: int) -> tuple[Tokens, Tokens]:
+        """Inputs and labels of one step: two arrays of (sequences, sequence_length)."""
+        length = self.sequence_length
+        rows = np.stack([self.tokens.read(i * length, (i + 1) * length + 1) for i in self.indices(step)])
+        return rows[:, :-1], rows[:, 1:]
+
+
+def whole_set(tokens: TokenSet, sequence_length: int, context_token: int, ignored_label: int) -> tuple[Tokens, Tokens]:
+    """Every token of a set as a label exactly once: inputs and labels, two arrays of (blocks, sequence_length).
+
+    The first token is predicted from `context_token`; the last block is padded with `ignored_label`.
+    """
+    stream = np.concatenate([[context_token], tokens.read(0, tokens.tokens)])
+    blocks = -(-tokens.tokens // sequence_length)
+    inputs = np.full(blocks * sequence_length, context_token, np.int64)
+    labels = np.full(blocks * sequence_length, ignored_label, np.int64)
+    inputs[: tokens.tokens] = stream[:-1]
+    labels[: tokens.tokens] = stream[1:]
+    return inputs.reshape(blocks, sequence_length), labels.reshape(blocks, sequence_length)

@@ -1,0 +1,126 @@
+"""Token counts, recipes, and every mistake in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inheritune import recipe as recipes
+from inheritune.config import DataConfig, Recipe, TokenCount, TrainConfig
+from inheritune.errors import Refused
+
+
+@pytest.mark.parametrize(
+    ("written", "count"),
+    [("1B", 10**9), ("100M", 10**8), ("131072", 131072), ("131_072", 131072), ("1.5K", 1500), ("2t", 2 * 10**12), (7, 7), (7.0, 7)],
+)
+def test_token_counts(written: str | int | float, count: int) -> None:
+    assert TokenCount(written) == count
+
+
+@pytest.mark.parametrize("written", ["", "B", "1Q", "-1", "1e9", "1.2345K", 1.5, True, "١K"])
+def test_impossible_token_counts(written: str | float) -> None:
+    with pytest.raises(ValueError, match="token count"):
+        TokenCount(written)
+
+
+@given(st.integers(0, 10**6), st.sampled_from("KMBT"))
+def test_suffixes_are_exact(number: int, suffix: str) -> None:
+    assert TokenCount(f"{number}{suffix}") == number * {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}[suffix]
+
+
+def load(text: str, *flags: str, tmp: Path) -> Recipe:
+    path = tmp / "r.yaml"
+    path.write_text(text)
+    return recipes.load_recipe(str(path), flags)
+
+
+def test_flags_override_yaml_overrides_defaults(tmp_path: Path) -> None:
+    text = "data: {passes: 3, sequence_length: 64}"
+    recipe = load(text, "--data.passes", "5", tmp=tmp_path)
+    assert (recipe.data.passes, recipe.data.sequence_length, recipe.train.beta2) == (5, 64, TrainConfig().beta2)
+    assert load(text, "--data.passes=5", tmp=tmp_path) == recipe
+
+
+def test_a_source_may_be_its_path_alone(tmp_path: Path) -> None:
+    recipe = load("data: {sources: [a.txt, {path: b.txt, weight: 2}], validation_sets: {wiki: w.txt}}", tmp=tmp_path)
+    assert [(source.path, source.weight) for source in recipe.data.sources] == [("a.txt", 1.0), ("b.txt", 2.0)]
+    assert recipe.data.validation_sets["wiki"].path == "w.txt"
+
+
+BAD = [
+    # text, flags, and what the one line must say: where, key, value or nearest name, what is allowed
+    ("data: {tokenz: 1B}", [], ["r.yaml", "data.tokenz", "did you mean 'tokens'"]),
+    ("dat: {}", [], ["r.yaml", "'dat'", "did you mean 'data'"]),
+    ("data: {sources: [{pth: a}]}", [], ["data.sources[0].pth", "did you mean 'path'"]),
+    ("data: {sources: [{weight: 1}]}", [], ["data.sources[0]", "lacks 'path'"]),
+    ("data: {tokens: 1Q}", [], ["r.yaml", "data.tokens", "'1Q'", "131072, 100M or 1B"]),
+    ("data: {tokens: 0}", [], ["data.tokens", "above 0"]),
+    ("data: {passes: 0}", [], ["data.passes", "0", "1 or more"]),
+    ("data: {passes: 1.5}", [], ["data.passes", "1.5", "a whole number"]),
+    ("data: 3", [], ["data is 3", "a mapping"]),
+    ("data: {validation_share: 0.6, development_share: 0.5}", [], ["data.validation_share", "below 1"]),
+    ("data: {validation_sets: {train: a.txt}}", [], ["data.validation_sets", "'train'", "other than train"]),
+    ("data: {sources: [{path: a, weight: -1}]}", [], ["data.sources[0].weight", "above 0"]),
+    ("data: {sources: [{path: a, document_separator: ''}]}", [], ["document_separator"]),
+    ("train: {learning_rate: 0}", [], ["train.learning_rate", "above 0"]),
+    ("train: {learning_rate: .nan}", [], ["train.learning_rate", "nan", "above 0"]),
+    ("train: {learning_rate: fast}", [], ["train.learning_rate", "'fast'", "a number"]),
+    ("train: {learning_rate: 1e-4, final_learning_rate: 1e-3}", [], ["train.final_learning_rate", "at most"]),
+    ("train: {export: lst}", [], ["train.export", "'lst'", "last or best"]),
+    ("train: {compile: true}", [], ["train.compile", "True", "auto or always or never"]),
+    ("controls: [radnom]", [], ["controls", "'radnom'", "did you mean 'random'"]),
+    ("name: a/b", [], ["name", "'a/b'"]),
+    ("x: [", [], ["r.yaml:1", "not valid YAML"]),
+    ("- 1", [], ["a mapping"]),
+    ("", ["--data.passes", "x"], ["--data.passes", "'x'", "a whole number"]),
+    ("", ["--data.passes", "0"], ["--data.passes", "1 or more"]),
+    ("", ["--data.pases", "3"], ["--data.pases", "did you mean 'data.passes'"]),
+    ("", ["--data.passes"], ["--data.passes", "needs a value"]),
+    ("", ["--train.learning_rate", "nan"], ["--train.learning_rate", "'nan'", "a number"]),
+]
+
+
+@pytest.mark.parametrize(("text", "flags", "said"), BAD)
+def test_a_mistake_is_one_line(text: str, flags: list[str], said: list[str], tmp_path: Path) -> None:
+    with pytest.raises(Refused) as refused:
+        load(text, *flags, tmp=tmp_path)
+    line = str(refused.value)
+    assert "\n" not in line
+    for part in said:
+        assert part in line
+
+
+def test_an_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(Refused, match="did you mean 'demo'"):
+        recipes.load_recipe("dmeo")
+
+
+@pytest.mark.parametrize("name", recipes.packaged_recipes())
+def test_packaged_recipes_are_valid(name: str) -> None:
+    assert recipes.load_recipe(name).name == name
+
+
+def test_the_dump_is_complete_and_reads_back(tmp_path: Path) -> None:
+    recipe = recipes.load_recipe("demo", ["--train.seed", "3"])
+    dumped = recipes.dump(recipe)
+    assert load(dumped, tmp=tmp_path) == recipe
+    assert set(yaml.safe_load(dumped)["train"]) == set(recipes.as_dict(TrainConfig()))
+
+
+def test_dumped_paths_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "text.txt").write_text("x")
+    monkeypatch.chdir(tmp_path)
+    recipe = recipes.resolve_paths(load("reference: packaged:demo\ndata: {sources: [text.txt, python-source, '*.md']}", tmp=tmp_path))
+    assert recipe.reference == "packaged:demo"
+    assert [s.path for s in recipe.data.sources] == [str(tmp_path / "text.txt"), "python-source", str(tmp_path / "*.md")]
+
+
+def test_first_difference_names_the_key() -> None:
+    one, other = recipes.as_dict(Recipe()), recipes.as_dict(Recipe(data=DataConfig(passes=2)))
+    assert recipes.first_difference(one, other) == ("data.passes", 1, 2)
+    assert recipes.first_difference(one, one) is None
