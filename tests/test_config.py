@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from inheritune import recipe as recipes
 from inheritune.config import DataConfig, Recipe, TokenCount, TrainConfig
@@ -16,7 +15,16 @@ from inheritune.errors import Refused
 
 @pytest.mark.parametrize(
     ("written", "count"),
-    [("1B", 10**9), ("100M", 10**8), ("131072", 131072), ("131_072", 131072), ("1.5K", 1500), ("2t", 2 * 10**12), (7, 7), (7.0, 7)],
+    [
+        ("1B", 10**9),
+        ("100M", 10**8),
+        ("131072", 131072),
+        ("131_072", 131072),
+        ("1.5K", 1500),
+        ("2t", 2 * 10**12),
+        (7, 7),
+        (7.0, 7),
+    ],
 )
 def test_token_counts(written: str | int | float, count: int) -> None:
     assert TokenCount(written) == count
@@ -115,9 +123,15 @@ def test_the_dump_is_complete_and_reads_back(tmp_path: Path) -> None:
 def test_dumped_paths_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "text.txt").write_text("x")
     monkeypatch.chdir(tmp_path)
-    recipe = recipes.resolve_paths(load("reference: packaged:demo\ndata: {sources: [text.txt, python-source, '*.md']}", tmp=tmp_path))
+    recipe = recipes.resolve_paths(
+        load("reference: packaged:demo\ndata: {sources: [text.txt, python-source, '*.md']}", tmp=tmp_path)
+    )
     assert recipe.reference == "packaged:demo"
-    assert [s.path for s in recipe.data.sources] == [str(tmp_path / "text.txt"), "python-source", str(tmp_path / "*.md")]
+    assert [s.path for s in recipe.data.sources] == [
+        str(tmp_path / "text.txt"),
+        "python-source",
+        str(tmp_path / "*.md"),
+    ]
 
 
 def test_first_difference_names_the_key() -> None:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from inheritune.errors import Failed
 from inheritune.tokens import TokenSet, TrainingBlocks, open_prepared, pass_order, whole_set

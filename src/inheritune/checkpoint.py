@@ -24,11 +24,18 @@ def checkpoints(directory: Path) -> list[Path]:
     """The whole checkpoints in `directory`, oldest first."""
     if not directory.is_dir():
         return []
-    return sorted(path for path in directory.iterdir() if path.name.startswith(_PREFIX) and (path / "state.json").exists())
+    return sorted(
+        path for path in directory.iterdir() if path.name.startswith(_PREFIX) and (path / "state.json").exists()
+    )
 
 
 def save(
-    directory: Path, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int
+    directory: Path,
+    step: int,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    keep: int,
 ) -> Path:
     """Write the checkpoint after `step` steps and delete all but the last `keep`.
 
@@ -63,7 +70,9 @@ def save(
 def _cannot_save(final: Path, temporary: Path, error: Exception) -> Failed:
     shutil.rmtree(temporary, ignore_errors=True)
     reason = " ".join(str(error).split())
-    return Failed(f"{final}: the checkpoint could not be written ({reason}); make room and start the same command again")
+    return Failed(
+        f"{final}: the checkpoint could not be written ({reason}); make room and start the same command again"
+    )
 
 
 def load(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -77,7 +86,8 @@ def load(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -
         for index, parameter in enumerate(group["params"]):
             prefix = f"{group_index}.{index}."
             found = {key.removeprefix(prefix): value for key, value in moments.items() if key.startswith(prefix)}
-            # The step counter lives on the CPU unless the optimiser is capturable; the moments live with their parameter.
+            # The step counter lives on the CPU unless the optimiser is capturable; the moments live with their
+            # parameter.
             optimizer.state[parameter] = {
                 key: value if key == "step" else value.to(parameter.device) for key, value in found.items()
             }

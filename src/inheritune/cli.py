@@ -72,7 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise
-        print(f"inheritune: {error.filename or 'output'}: {error.strerror}; what was finished is kept: mend it and give the same command again", file=sys.stderr)
+        where = error.filename or "output"
+        kept = "what was finished is kept: mend it and give the same command again"
+        print(f"inheritune: {where}: {error.strerror}; {kept}", file=sys.stderr)
         return 1
     return 0
 
@@ -88,7 +90,7 @@ def _terminated(_number: int, _frame: FrameType | None) -> None:
 
 def _command(name: str) -> Command:
     if name not in COMMANDS:
-        import difflib  # noqa: PLC0415
+        import difflib
 
         nearest = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
@@ -96,9 +98,16 @@ def _command(name: str) -> Command:
     return COMMANDS[name]
 
 
+def _quiet() -> None:
+    """Without transformers' own progress bars: a command shows one of its own where there is something to wait for."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def _parser(name: str, kind: type[Any]) -> ArgumentParser:
     """A command's parser: one flag a key of its config, and `--out`."""
-    from inheritune.recipe import build_parser  # noqa: PLC0415
+    from inheritune.recipe import build_parser
 
     parser = build_parser(kind, f"inheritune {name}", COMMANDS[name].summary)
     parser.add_argument("--out", type=str | None, default=None, help="the directory that is written")
@@ -107,7 +116,7 @@ def _parser(name: str, kind: type[Any]) -> ArgumentParser:
 
 def _plain(parser: ArgumentParser, words: list[str]) -> Namespace:
     """Parse words by a parser without a config."""
-    from jsonargparse import ArgumentError  # noqa: PLC0415
+    from jsonargparse import ArgumentError
 
     try:
         return parser.parse_args(words)
@@ -116,7 +125,7 @@ def _plain(parser: ArgumentParser, words: list[str]) -> Namespace:
 
 
 def _bare_parser(name: str) -> ArgumentParser:
-    from jsonargparse import ArgumentParser  # noqa: PLC0415
+    from jsonargparse import ArgumentParser
 
     return ArgumentParser(exit_on_error=False, prog=f"inheritune {name}", description=COMMANDS[name].summary)
 
@@ -125,39 +134,49 @@ def _run_until(name: str, until: str) -> Callable[[list[str]], None]:
     """`run` and `train`: a recipe, overridden by flags, up to a stage."""
 
     def call(words: list[str]) -> None:
-        from inheritune.config import Recipe  # noqa: PLC0415
-        from inheritune.recipe import packaged_recipes, parse, read_recipe  # noqa: PLC0415
+        from inheritune.config import Recipe
+        from inheritune.recipe import packaged_recipes, parse, read_recipe
 
         parser = _parser(name, Recipe)
         parser.add_argument("recipe", type=str, help=f"a YAML file, or one of: {', '.join(packaged_recipes())}")
         _, first = parse(parser, Recipe, words, {}, "command line")
         values, where = read_recipe(first.recipe)
         recipe, namespace = parse(parser, Recipe, words, values, where)
-        from inheritune import pipeline  # noqa: PLC0415 - torch is imported here, after all that can be refused without it
+        from inheritune import pipeline
 
+        _quiet()
         pipeline.run(recipe, Path(namespace.out) if namespace.out else None, until=until)
 
     return call
 
 
 def _prepare(words: list[str]) -> None:
-    from inheritune.config import DataConfig, SourceConfig  # noqa: PLC0415
-    from inheritune.recipe import parse  # noqa: PLC0415
+    from inheritune.config import DataConfig, SourceConfig
+    from inheritune.recipe import parse
 
     parser = _parser("prepare", DataConfig)
     parser.add_argument("source", type=str, nargs="*", help="files, globs, directories, hub:ORG/NAME or python-source")
-    parser.add_argument("--tokenizer", type=str | None, default=None, help="the reference (a directory or a hub id) whose tokenizer to use")
-    parser.add_argument("--document_separator", type=str | None, default=None, help="what separates documents of plain-text SOURCEs")
+    parser.add_argument(
+        "--tokenizer",
+        type=str | None,
+        default=None,
+        help="the reference (a directory or a hub id) whose tokenizer to use",
+    )
+    parser.add_argument(
+        "--document_separator", type=str | None, default=None, help="what separates documents of plain-text SOURCEs"
+    )
     config, namespace = parse(parser, DataConfig, words, {}, "command line")
     if namespace.out is None or namespace.tokenizer is None:
         raise Refused(f"prepare: --{'out' if namespace.out is None else 'tokenizer'} is missing")
     separator = namespace.document_separator
     given = [SourceConfig(path=path, document_separator=separator) for path in namespace.source]
-    import dataclasses  # noqa: PLC0415
+    import dataclasses
 
-    from inheritune import pipeline  # noqa: PLC0415
+    from inheritune import pipeline
 
-    pipeline.prepare(dataclasses.replace(config, sources=[*config.sources, *given]), namespace.tokenizer, Path(namespace.out))
+    pipeline.prepare(
+        dataclasses.replace(config, sources=[*config.sources, *given]), namespace.tokenizer, Path(namespace.out)
+    )
 
 
 def _inherit(words: list[str]) -> None:
@@ -166,16 +185,21 @@ def _inherit(words: list[str]) -> None:
     parser.add_argument("--layers", type=str, required=True, help="how many of the first layers to keep, or `half`")
     parser.add_argument("--out", type=str, required=True, help="the directory that is written")
     parser.add_argument("--revision", type=str | None, default=None, help="the reference's revision on the hub")
-    parser.add_argument("--trust_remote_code", type=bool, default=False, help="whether code of the reference may be run")
+    parser.add_argument(
+        "--trust_remote_code", type=bool, default=False, help="whether code of the reference may be run"
+    )
     namespace = _plain(parser, words)
-    from inheritune import pipeline  # noqa: PLC0415
+    from inheritune.console import Console
+    from inheritune.surgery import inherit_directory
 
-    pipeline.inherit(
+    _quiet()
+    inherit_directory(
         namespace.reference,
         namespace.layers,
         Path(namespace.out),
         revision=namespace.revision,
         trust_remote_code=namespace.trust_remote_code,
+        report=Console().line,
     )
 
 
@@ -183,14 +207,16 @@ def _report(words: list[str]) -> None:
     parser = _bare_parser("report")
     parser.add_argument("run", type=str, nargs="+", help="run directories")
     namespace = _plain(parser, words)
-    from inheritune.report import write_report  # noqa: PLC0415
+    from inheritune.report import write_report
 
     for run in namespace.run:
         print(write_report(Path(run)))
 
 
 COMMANDS = {
-    "run": Command("RECIPE", "the whole recipe: prepare, inherit, train, controls, report", _run_until("run", "report")),
+    "run": Command(
+        "RECIPE", "the whole recipe: prepare, inherit, train, controls, report", _run_until("run", "report")
+    ),
     "prepare": Command("SOURCE...", "text to token shards", _prepare),
     "inherit": Command("REFERENCE --layers N", "surgery alone: a Hugging Face directory and its proof", _inherit),
     "train": Command("RECIPE", "prepare, inherit and train the target, without controls", _run_until("train", "train")),

@@ -6,6 +6,7 @@ Sequences of one document resemble each other, so a document is the unit that is
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Share:
-    """What part of the gap between control and reference the target closes: (control - target) / (control - reference)."""
+    """What part of the gap the target closes: (control - target) / (control - reference)."""
 
     value: float | None
     low: float | None
@@ -45,10 +46,13 @@ def resampled_means(losses: list[Documents], tokens: Documents, seed: int = 0) -
     return [counts @ loss / drawn_tokens for loss in losses]
 
 
-def share_of_gap(control: Documents, target: Documents, reference: Documents, tokens: Documents, seed: int = 0) -> Share:
+def share_of_gap(
+    control: Documents, target: Documents, reference: Documents, tokens: Documents, seed: int = 0
+) -> Share:
     """The share with its 95% bootstrap interval, or the reason why it says nothing.
 
-    It is shown only if control - reference exceeds twice its standard error: otherwise the denominator may well be zero.
+    It is shown only if control - reference exceeds twice its standard error: otherwise the denominator may well be
+    zero.
 
     Args:
         control: the control's total loss of each document, nats, (documents,).
@@ -59,8 +63,14 @@ def share_of_gap(control: Documents, target: Documents, reference: Documents, to
     """
     total = tokens.sum()
     c, t, r = (float(losses.sum() / total) for losses in (control, target, reference))
-    if len(tokens) < 2:  # noqa: PLR2004 - a spread takes two
-        return Share(None, None, None, False, "one validation document leaves no spread to judge by: this comparison shows nothing")
+    if len(tokens) < 2:
+        return Share(
+            None,
+            None,
+            None,
+            False,
+            "one validation document leaves no spread to judge by: this comparison shows nothing",
+        )
     drawn_c, drawn_t, drawn_r = resampled_means([control, target, reference], tokens, seed)
     error = float(np.std(drawn_c - drawn_r, ddof=1))
     if c - r <= 2 * error:
@@ -71,18 +81,21 @@ def share_of_gap(control: Documents, target: Documents, reference: Documents, to
         return Share(None, None, None, False, text)
     low, high = (float(x) for x in np.percentile((drawn_c - drawn_t) / (drawn_c - drawn_r), [2.5, 97.5]))
     value = (c - t) / (c - r)
-    text = f"{value:.2f} of the gap between control and reference closed (95% interval {low:.2f} to {high:.2f}, over {len(tokens)} documents)"
+    interval = f"95% interval {low:.2f} to {high:.2f}, over {len(tokens)} documents"
+    text = f"{value:.2f} of the gap between control and reference closed ({interval})"
     return Share(value, low, high, True, text)
 
 
 def tokens_to_reach(loss: float, curve: list[tuple[int, float]]) -> int | None:
-    """Tokens after which a recorded validation curve first reaches `loss`, linear between its points; None if it never does.
+    """Tokens after which a recorded validation curve first reaches `loss`; None if it never does.
+
+    Between its points the curve is taken as linear.
 
     Args:
         loss: nats a token.
         curve: (tokens trained, validation loss) in order of tokens.
     """
-    for (tokens_before, before), (tokens_after, after) in zip(curve, curve[1:], strict=False):
+    for (tokens_before, before), (tokens_after, after) in itertools.pairwise(curve):
         if after <= loss:
             fraction = 0.0 if before <= loss else (before - loss) / (before - after)
             return round(tokens_before + fraction * (tokens_after - tokens_before))

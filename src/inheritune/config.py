@@ -7,7 +7,6 @@ names (`data: {passes: 4}` is `--data.passes 4`). Unknown keys are refused. This
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from typing import Any, Literal
 
@@ -42,8 +41,8 @@ class SourceConfig:
     """Where text comes from, and what share of the training tokens it gives."""
 
     path: str
-    """A file, glob or directory of .jsonl/.json (also .gz, .zst), .parquet, .txt, .md; `hub:ORG/NAME` for a data set of the
-    Hugging Face hub (or of a local mirror); or `python-source`."""
+    """A file, glob or directory of .jsonl/.json (also .gz, .zst), .parquet, .txt, .md; `hub:ORG/NAME` for a data set of
+    the Hugging Face hub (or of a local mirror); or `python-source`."""
     weight: float = 1.0
     """Share of the training tokens, relative to the other sources' weights."""
     text_field: str = "text"
@@ -79,7 +78,8 @@ class DataConfig:
     development_tokens: TokenCount = TokenCount(1_000_000)
     """At most this many tokens of them make the development set."""
     held_out_document_tokens: int | None = None
-    """Held-out documents are cut to their first so many tokens: more documents, a tighter interval, at the same cost."""
+    """Held-out documents are cut to their first so many tokens: more documents, a tighter interval, at the same
+    cost."""
     validation_sets: dict[str, SourceConfig] = dataclasses.field(default_factory=dict)
     """Further validation sets by name (general text, say, to see what is forgotten): every document, up to
     `validation_tokens`."""
@@ -156,7 +156,8 @@ class TrainConfig:
     export: Literal["last", "best"] = "last"
     """Which weights go to `model/`: the last, or those with the lowest loss on the development set."""
     compute_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """What matrix products are computed in; weights and optimiser stay float32. `auto`: bfloat16 where the hardware gains."""
+    """What matrix products are computed in; weights and optimiser stay float32. `auto`: bfloat16 where the hardware
+    gains."""
     compile: Literal["auto", "always", "never"] = "auto"
     """torch.compile of the blocks; `auto`: where a compiler works and the run is long enough to repay it."""
     tracker: Literal["none", "tensorboard"] = "none"

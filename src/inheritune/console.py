@@ -31,7 +31,7 @@ class Console:
     """Prints to standard error, so that a command's result on standard output can be piped."""
 
     def __init__(self) -> None:
-        from rich.console import Console as RichConsole  # noqa: PLC0415 - --help must not wait for it
+        from rich.console import Console as RichConsole
 
         self._rich = RichConsole(stderr=True, highlight=False, soft_wrap=True)
         self._last_plain_line = -PLAIN_LINE_EVERY_SECONDS
@@ -50,7 +50,7 @@ class Console:
 
     def table(self, table: Any) -> None:
         """Print a rich table (or text) to standard output: it is the command's result."""
-        from rich.console import Console as RichConsole  # noqa: PLC0415
+        from rich.console import Console as RichConsole
 
         self._clear()
         RichConsole(highlight=False).print(table)
@@ -84,8 +84,8 @@ class Console:
 def duration(seconds: float) -> str:
     """Seconds as people say them: 48 s, 3 min 20 s, 5 h 02 min."""
     whole = round(seconds)
-    if whole < 60:  # noqa: PLR2004
+    if whole < 60:
         return f"{whole} s"
-    if whole < 3600:  # noqa: PLR2004
+    if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -73,7 +73,9 @@ def _commit() -> str | None:
         return None
     try:
         run = [
-            subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+            subprocess.run(
+                ["git", *arguments], cwd=here, capture_output=True, text=True, check=True, timeout=10
+            ).stdout.strip()
             for arguments in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain"])
         ]
     except (OSError, subprocess.SubprocessError):

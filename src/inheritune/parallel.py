@@ -18,7 +18,7 @@ _COMPILE_WORTH_FLOPS = 2e14
 
 
 def compute_dtype(setting: str, device: torch.device) -> torch.dtype:
-    """The dtype of matrix products: `bfloat16`, `float32`, or by `auto` bfloat16 where the hardware has instructions for it.
+    """The dtype of matrix products; by `auto` bfloat16 where the hardware has instructions for it, else float32.
 
     On a CPU without them (AVX512-BF16 or AMX on x86, BF16 on Arm) bfloat16 is emulated and slower than float32.
     """
@@ -39,7 +39,9 @@ def _cpu_flags() -> set[str]:
             lines = file.read().splitlines()
     except OSError:
         return set()
-    return {flag for line in lines if line.lower().startswith(("flags", "features")) for flag in line.split(":")[1].split()}
+    return {
+        flag for line in lines if line.lower().startswith(("flags", "features")) for flag in line.split(":")[1].split()
+    }
 
 
 def autocast(dtype: torch.dtype, device: torch.device) -> contextlib.AbstractContextManager[None]:
@@ -52,10 +54,10 @@ def autocast(dtype: torch.dtype, device: torch.device) -> contextlib.AbstractCon
 def compile_blocks(
     model: PreTrainedModel, setting: str, device: torch.device, *, flops: float, report: Callable[[str], None]
 ) -> bool:
-    """Compile the repeated blocks in place, if asked for or, by `auto`, if the run of `flops` is long enough to repay it.
+    """Compile the repeated blocks in place if asked for or, by `auto`, if `flops` of work will repay it.
 
-    Whether a compiler works is found out on a two-line function first: one line says what is missing, and the run goes on
-    in eager mode. Returns whether the blocks are compiled.
+    Whether a compiler works is found out on a two-line function first: one line says what is missing, and the run goes
+    on in eager mode. Returns whether the blocks are compiled.
     """
     if setting == "never" or (setting == "auto" and device.type == "cpu" and flops < _COMPILE_WORTH_FLOPS):
         return False

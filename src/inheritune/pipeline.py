@@ -1,13 +1,14 @@
 """`run`: the stages in order, each skipped when its record is there: prepare, inherit, train, controls, report.
 
-Everything that can be refused is refused before the first byte is written. A run that was stopped, by whatever means, goes
-on when the same command is given again.
+Everything that can be refused is refused before the first byte is written. A run that was stopped, by whatever means,
+goes on when the same command is given again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import shutil
 import time
 from collections.abc import Iterator
@@ -44,7 +45,8 @@ def run(recipe: Recipe, out: Path | None = None, *, console: Console | None = No
         recipe: the experiment.
         out: the run directory; `runs/NAME` if not given.
         console: where progress is shown.
-        until: the last stage to run: `prepare`, `inherit`, `train` (the target, without controls), or `report`, all of it.
+        until: the last stage to run: `prepare`, `inherit`, `train` (the target, without controls), or `report`, all of
+            it.
 
     Returns:
         The run's `result.json`.
@@ -85,7 +87,11 @@ class _Stages:
         """Refuse all that can be refused now."""
         recipe = self.recipe
         if (recipe.reference is None) == (recipe.architecture is None):
-            raise Refused("recipe: give a reference (a directory, a hub id or packaged:demo), or an architecture to start from")
+            raise Refused(
+                "recipe: give a reference (a directory, a hub id or packaged:demo), or an architecture to start from"
+            )
+        if recipe.train.tracker == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
+            raise Refused("train.tracker: tensorboard is not installed; pip install 'inheritune[tensorboard]'")
         if recipe.data.prepared is None:
             if not recipe.data.sources:
                 raise Refused("recipe: data.sources is empty; name files, a directory, hub:ORG/NAME or python-source")
@@ -98,7 +104,9 @@ class _Stages:
             if self.reference.tokenizer is None and recipe.data.prepared is None:
                 raise Refused(f"{recipe.reference}: has no tokenizer, so text cannot be prepared; give data.prepared")
         elif recipe.controls:
-            raise Refused("recipe: controls compare a target with its reference; this recipe starts from an architecture")
+            raise Refused(
+                "recipe: controls compare a target with its reference; this recipe starts from an architecture"
+            )
 
     def _check_directory(self) -> None:
         """The run directory is new, empty, or holds this very recipe."""
@@ -110,7 +118,9 @@ class _Stages:
         if not path.exists():
             if {entry.name for entry in self.directory.iterdir()} <= {".lock"}:
                 return
-            raise Refused(f"{self.directory}: not empty and no run directory (it holds no recipe.yaml); choose another --out")
+            raise Refused(
+                f"{self.directory}: not empty and no run directory (it holds no recipe.yaml); choose another --out"
+            )
         held = yaml.safe_load(path.read_text(encoding="utf-8"))
         mine = recipes.as_dict(self.recipe)
         for values in (held, mine):
@@ -118,7 +128,8 @@ class _Stages:
         difference = recipes.first_difference(held, mine)
         if difference is not None:
             key, old, new = difference
-            raise Refused(f"{self.directory}: holds a run of another recipe ({key}: {old!r} there, {new!r} here); choose another --out")
+            what = f"{key}: {old!r} there, {new!r} here"
+            raise Refused(f"{self.directory}: holds a run of another recipe ({what}); choose another --out")
 
     def _data(self) -> Any:
         """The data section with its words resolved."""
@@ -176,7 +187,7 @@ class _Stages:
 
     @contextlib.contextmanager
     def _timed(self, stage: str) -> Iterator[Record]:
-        """Write what a stage took to the ledger, with what the body puts into the entry; nothing if it is not finished."""
+        """Write what a finished stage took to the ledger, with what the body puts into the entry."""
         entry: Record = {}
         started = time.monotonic()
         yield entry
@@ -218,14 +229,18 @@ class _Stages:
             references.check_vocabulary(self.reference, prepared.manifest["tokenizer"]["vocabulary"])
         length = self.recipe.data.sequence_length
         if sets["train"]["tokens"] <= length:
-            raise Refused(f"data: {sets['train']['tokens']} training tokens fill no block of {length}; lower data.sequence_length")
+            raise Refused(
+                f"data: {sets['train']['tokens']} training tokens fill no block of {length}; lower data.sequence_length"
+            )
         return prepared
 
     def _inherit(self, reference: Reference, prepared: Prepared) -> None:
         """Cut, prove, record; measure the reference and, where it is a control, the cut before any training."""
         losses = self.directory / "losses"
         wanted = ["reference", *(["cut"] if "cut" in self.recipe.controls else [])]
-        if (self.directory / "inheritance.json").exists() and all((losses / f"{name}.json").exists() for name in wanted):
+        if (self.directory / "inheritance.json").exists() and all(
+            (losses / f"{name}.json").exists() for name in wanted
+        ):
             return
         self.console.stage(f"Inheriting layers {_spelled(self.indices)} of {reference.layers} from {reference.source}")
         with self._timed("inherit"):
@@ -252,7 +267,9 @@ class _Stages:
             self.console.line(f"  measuring the {name} on {', '.join(prepared.measured_names)}")
             with self._timed(f"measure {name}"):
                 model.float().to(self.world.device)
-                losses = measure_all(model, prepared, self.recipe.data.sequence_length, train.micro_batch_sequences, dtype)
+                losses = measure_all(
+                    model, prepared, self.recipe.data.sequence_length, train.micro_batch_sequences, dtype
+                )
             record = {
                 "layers": model.config.get_text_config().num_hidden_layers,
                 "parameters": parameters(model),
@@ -264,8 +281,10 @@ class _Stages:
         return record
 
     def _model(self, name: str, prepared: Prepared) -> tuple[PreTrainedModel, torch.dtype]:
-        """A model at its start (the inherited target, its random control, an architecture's random init), and the dtype
-        that it is exported in."""
+        """A model at its start, and the dtype that it is exported in.
+
+        The start is the inherited target, its random control, or an architecture's random init.
+        """
         if self.reference is not None and name == "target":
             target, _ = surgery.inherit(references.load(self.reference), self.indices)
             return target, target.dtype
@@ -275,7 +294,9 @@ class _Stages:
         else:
             tokenizer = prepared.manifest["tokenizer"]
             assert self.recipe.architecture is not None
-            config = scratch.architecture_config(self.recipe.architecture, tokenizer["vocabulary"], tokenizer["end_of_text"])
+            config = scratch.architecture_config(
+                self.recipe.architecture, tokenizer["vocabulary"], tokenizer["end_of_text"]
+            )
             wanted = config.dtype or "float32"
         config.dtype = torch.float32  # drawn in full precision, whatever the export's is
         model = references.fresh(config, self.recipe.train.seed, trust_remote_code=self.recipe.trust_remote_code)
@@ -301,7 +322,7 @@ class _Stages:
                 progress=self.console.progress,
             )
             with self._timed(f"train {name}") as entry:
-                entry |= dataclasses.asdict(trainer.run())
+                entry.update(dataclasses.asdict(trainer.run()))
             if trainer.best_weights is not None:
                 checkpoint.load_weights(trainer.best_weights, model)
             self._export(name, _cast(model.cpu(), dtype), directory / "model")
@@ -312,7 +333,9 @@ class _Stages:
         """Write a Hugging Face directory of the model, with its tokenizer and its lineage."""
         if self.reference is not None:
             tokenizer = self.reference.tokenizer
-            lineage = surgery.lineage(self.reference, self.indices) if name == "target" else {"initialisation": "random"}
+            lineage = (
+                surgery.lineage(self.reference, self.indices) if name == "target" else {"initialisation": "random"}
+            )
         else:
             tokenizer = AutoTokenizer.from_pretrained(self._tokenizer())
             lineage = {"initialisation": "random"}
@@ -331,7 +354,8 @@ class _Stages:
             own_training=own,
         )
         result["sets"] = {
-            name: {key: entry[key] for key in ("documents", "tokens", "bytes")} for name, entry in prepared.manifest["sets"].items()
+            name: {key: entry[key] for key in ("documents", "tokens", "bytes")}
+            for name, entry in prepared.manifest["sets"].items()
         }
         result["model"] = "model"
         write_json(self.directory / "result.json", result)
@@ -388,7 +412,7 @@ def _spelled(indices: tuple[int, ...]) -> str:
 
 
 def prepare(data: DataConfig, tokenizer: str, out: Path, console: Console | None = None) -> Record:
-    """`inheritune prepare`: text to token shards with a reference's tokenizer (see `corpus.prepare`)."""
+    """Text to token shards with a reference's tokenizer (see `corpus.prepare`)."""
     console = console or Console()
     if not data.sources:
         raise Refused("prepare: no SOURCE; name files, globs, directories, hub:ORG/NAME or python-source")

@@ -21,19 +21,17 @@ def matrix_parameters(model: PreTrainedModel) -> int:
     inside = sum(
         parameter.numel()
         for parameter in model.parameters()
-        if parameter.dim() >= 2  # noqa: PLR2004 - a matrix has two axes
-        and id(parameter) not in embeddings
-        and (head is None or parameter is not head.weight)
+        if parameter.dim() >= 2 and id(parameter) not in embeddings and (head is None or parameter is not head.weight)
     )
     return inside + (head.weight.numel() if head is not None else 0)
 
 
 def training_flops_per_token(model: PreTrainedModel, sequence_length: int) -> float:
-    """Floating-point operations that training takes a token: forward and backward, 6 a matrix parameter, plus attention.
+    """Floating-point operations that training takes a token: 6 a matrix parameter, plus attention.
 
-    Attention's scores and their product with the values take 4 * width operations a pair of tokens in the forward pass and
-    twice that in the backward pass; a causal mask leaves (sequence_length + 1) / 2 pairs a token. Source: Kaplan et al.
-    2020, section 2.1 (without the mask); Hoffmann et al. 2022, appendix F.
+    Attention's scores and their product with the values take 4 * width operations a pair of tokens in the forward pass
+    and twice that in the backward pass; a causal mask leaves (sequence_length + 1) / 2 pairs a token. Source: Kaplan et
+    al. 2020, section 2.1 (without the mask); Hoffmann et al. 2022, appendix F.
     """
     config = model.config.get_text_config()
     heads = config.num_attention_heads

@@ -1,7 +1,9 @@
-"""Recipes: found, read, overridden by flags, checked, dumped. Every mistake is one line: where, key, value, what is allowed.
+"""Recipes: found, read, overridden by flags, checked, dumped.
 
-The dataclasses of `config` are the only source of keys, types, defaults and help; jsonargparse reads them. Its errors are
-caught and reworded here. No torch.
+Every mistake is one line: where, key, value, what is allowed.
+
+The dataclasses of `config` are the only source of keys, types, defaults and help; jsonargparse reads them. Its errors
+are caught and reworded here. No torch.
 """
 
 from __future__ import annotations
@@ -166,7 +168,8 @@ def _read(recipe: str) -> tuple[str, str]:
     names = packaged_recipes()
     if recipe in names:
         return (resources.files("inheritune") / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8"), recipe
-    raise Refused(f"{recipe}: no such file, and no packaged recipe of that name{_nearest(recipe, names)}; packaged: {', '.join(names)}")
+    nearest = _nearest(recipe, names)
+    raise Refused(f"{recipe}: no such file, and no packaged recipe of that name{nearest}; packaged: {', '.join(names)}")
 
 
 def _parse_yaml(text: str, where: str) -> dict[str, Any]:
@@ -224,7 +227,11 @@ def _check_keys(kind: type[Any], values: Any, where: str, prefix: str) -> None:
             if not (inner is SourceConfig and isinstance(item, str)):  # a source may be its path alone
                 _check_keys(inner, item, where, inner_prefix)
     for field in dataclasses.fields(kind):
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING and field.name not in values:
+        if (
+            field.default is dataclasses.MISSING
+            and field.default_factory is dataclasses.MISSING
+            and field.name not in values
+        ):
             raise Refused(f"{where}: {prefix.rstrip('.')} lacks '{field.name}' (allowed: {_words(hints[field.name])})")
 
 
@@ -292,7 +299,11 @@ def _words(annotation: Any) -> str:
         return f"a list ({_words(arguments[0])} an item)"
     if origin is dict:
         return "a mapping"
-    return f"a mapping of {', '.join(typing.get_type_hints(annotation))}" if dataclasses.is_dataclass(annotation) else str(annotation)
+    return (
+        f"a mapping of {', '.join(typing.get_type_hints(annotation))}"
+        if dataclasses.is_dataclass(annotation)
+        else str(annotation)
+    )
 
 
 def _reworded(kind: type[Any], message: str, where: str, values: dict[str, Any], overrides: Sequence[str]) -> str:
@@ -339,12 +350,12 @@ def _finite(value: float) -> bool:
 _DATA_RULES: list[Rule] = [
     ("tokens", lambda x: x is None or x > 0, "a token count above 0"),
     ("passes", lambda x: x >= 1, "1 or more"),
-    ("sequence_length", lambda x: x >= 2, "2 or more"),  # noqa: PLR2004
+    ("sequence_length", lambda x: x >= 2, "2 or more"),
     ("validation_share", lambda x: 0 <= x < 1, "0 or more, below 1"),
     ("development_share", lambda x: 0 <= x < 1, "0 or more, below 1"),
     ("validation_tokens", lambda x: x > 0, "a token count above 0"),
     ("development_tokens", lambda x: x > 0, "a token count above 0"),
-    ("held_out_document_tokens", lambda x: x is None or x >= 2, "2 or more, or null"),  # noqa: PLR2004
+    ("held_out_document_tokens", lambda x: x is None or x >= 2, "2 or more, or null"),
     ("workers", lambda x: x >= 0, "0 (one a core) or more"),
 ]
 _TRAIN_RULES: list[Rule] = [

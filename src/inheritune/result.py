@@ -81,7 +81,12 @@ def _model(key: str, record: Record, ledger: Record) -> Record:
     trained = ledger.get(f"train {key}")
     if trained is not None:
         tokens, unique = trained["tokens"], trained["unique_tokens"]
-        entry |= {"tokens_trained": tokens, "unique_tokens": unique, "passes": tokens / unique, "flops": trained["flops"]}
+        entry |= {
+            "tokens_trained": tokens,
+            "unique_tokens": unique,
+            "passes": tokens / unique,
+            "flops": trained["flops"],
+        }
     elif key == "cut":
         entry |= {"tokens_trained": 0, "unique_tokens": 0, "passes": 0, "flops": 0.0}
     return entry
@@ -140,14 +145,22 @@ def tokens_to_match(
     if tokens is not None:
         text = f"From random init the same network reached the target's loss after {tokens:,} tokens."
         return {"tokens": tokens, "source": "control", "text": text}
-    behind = f"From random init the same network had not reached the target's loss after {control_curve[-1][0]:,} tokens" if control_curve else ""
+    behind = (
+        f"From random init the same network had not reached the target's loss after {control_curve[-1][0]:,} tokens"
+        if control_curve
+        else ""
+    )
     tokens = tokens_to_reach(loss, reference_curve)
     if tokens is not None:
         where = "on the same documents" if same_documents else "on its own held-out documents"
         own = f"the reference itself, from random init, needed {tokens:,} tokens for it ({where})"
         text = f"{behind}; {own}." if behind else f"{own[0].upper()}{own[1:]}."
         return {"tokens": tokens, "source": "reference", "text": text}
-    return {"tokens": None, "source": None, "text": f"{behind}." if behind else "No recorded curve from random init reaches the target's loss."}
+    return {
+        "tokens": None,
+        "source": None,
+        "text": f"{behind}." if behind else "No recorded curve from random init reaches the target's loss.",
+    }
 
 
 def verdict(result: Record) -> str:
@@ -155,11 +168,13 @@ def verdict(result: Record) -> str:
     target = result["target"]
     loss = target["validation_loss"]
     if result.get("reference") is None:
-        return f"{target['layers']} layers trained from random init on {result['tokens_trained']:,} tokens: loss {loss:.3f} nats a token."
+        trained = f"{target['layers']} layers trained from random init on {result['tokens_trained']:,} tokens"
+        return f"{trained}: loss {loss:.3f} nats a token."
     reference = result["reference"]
     text = (
-        f"{target['layers']} of the reference's {reference['layers']} layers, trained on {result['unique_tokens']:,} tokens "
-        f"in {_passes(result['passes'])}, reach a validation loss of {loss:.3f} nats a token; the reference has "
+        f"{target['layers']} of the reference's {reference['layers']} layers, trained on "
+        f"{result['unique_tokens']:,} tokens in {_passes(result['passes'])}, reach a validation loss of "
+        f"{loss:.3f} nats a token; the reference has "
         f"{reference['validation_loss']:.3f}"
     )
     control = result["controls"].get("random")
@@ -169,7 +184,9 @@ def verdict(result: Record) -> str:
     found = result["share"]
     if not found["shown"]:
         return f"{text}; {found['text']}."
-    return f"{text}: {found['value']:.0%} of the gap is closed (95% interval {found['low']:.0%} to {found['high']:.0%})."
+    return (
+        f"{text}: {found['value']:.0%} of the gap is closed (95% interval {found['low']:.0%} to {found['high']:.0%})."
+    )
 
 
 def _passes(passes: float) -> str:

@@ -1,8 +1,8 @@
 """A run's directory: its records, written whole or not at all, and the lock that gives it to one process.
 
-Everything that a run writes goes through here, so that a reader (or the same run, started again after it was killed) never
-sees half a file: a record is written under a temporary name in the same directory, flushed to the disk, then renamed.
-This module imports no torch.
+Everything that a run writes goes through here, so that a reader (or the same run, started again after it was killed)
+never sees half a file: a record is written under a temporary name in the same directory, flushed to the disk, then
+renamed. This module imports no torch.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from inheritune.errors import Refused
+
 
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Write `content` to `path` so that `path` holds either what it held before or all of `content`.
@@ -35,9 +36,11 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     finally:
         temporary.unlink(missing_ok=True)
 
+
 def write_json(path: Path, record: Any) -> None:
     """Write a record as indented JSON, atomically. NaN and infinities are an error: JSON has none."""
     write_atomic(path, json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
 
 def read_json(path: Path) -> Any:
     """Read a JSON record; None where the file is absent."""
@@ -45,6 +48,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+
 
 class JsonlWriter:
     """Appends records to a JSONL file, a line each, flushed at every line so that a killed run loses none."""
@@ -54,7 +58,10 @@ class JsonlWriter:
 
     def append(self, record: dict[str, Any]) -> None:
         """Write one record as one line. NaN and infinities become null: JSON has neither."""
-        finite = {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in record.items()}
+        finite = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in record.items()
+        }
         line = json.dumps(finite, ensure_ascii=False)
         self._file.write(line + "\n")
         self._file.flush()
@@ -62,6 +69,7 @@ class JsonlWriter:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Read a JSONL file's records; a last line that a kill cut short is dropped. Empty where the file is absent."""
@@ -72,6 +80,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         with contextlib.suppress(json.JSONDecodeError):
             records.append(json.loads(line))
     return records
+
 
 @contextlib.contextmanager
 def lock(directory: Path) -> Iterator[None]:

@@ -11,7 +11,8 @@ def learning_rate(step: int, *, steps: int, warmup_steps: int, peak: float, fina
     Args:
         step: the step about to be taken, counted from 0.
         steps: how many steps the run takes; the last one, `steps - 1`, is taken near `final`.
-        warmup_steps: steps of warm-up; the step `warmup_steps` is the first at `peak`. Longer than `steps`: the run ends in it.
+        warmup_steps: steps of warm-up; the step `warmup_steps` is the first at `peak`. Longer than `steps`: the run
+            ends in it.
         peak: learning rate after the warm-up.
         final: learning rate that the cosine ends at.
     """

@@ -1,4 +1,4 @@
-"""A model where there is none yet: a tokenizer and a random init from a recipe's `architecture`. How references are made."""
+"""A model where there is none yet, from a recipe's `architecture`: how the packaged reference was made."""
 
 from __future__ import annotations
 
@@ -25,11 +25,14 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, out: Path, max_length
         out: the directory that gets it.
         max_length: tokens that the model takes at most, recorded for users of the tokenizer.
     """
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: PLC0415
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(_SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -52,7 +55,9 @@ def architecture_config(architecture: ArchitectureConfig, vocabulary: int, end_o
     keys = dict(architecture.config)
     model_type = keys.pop("model_type", None)
     if not isinstance(model_type, str):
-        raise Refused("architecture.config: model_type is missing; name one that transformers knows, such as llama or gpt2")
+        raise Refused(
+            "architecture.config: model_type is missing; name one that transformers knows, such as llama or gpt2"
+        )
     try:
         config = AutoConfig.for_model(
             model_type, **{"vocab_size": vocabulary, "eos_token_id": end_of_text, "bos_token_id": None, **keys}
@@ -61,4 +66,3 @@ def architecture_config(architecture: ArchitectureConfig, vocabulary: int, end_o
         raise Refused(f"architecture.config: {' '.join(str(error).split())[:300]}") from None
     assert isinstance(config, PretrainedConfig)
     return config
-

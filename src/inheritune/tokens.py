@@ -1,8 +1,8 @@
-"""Token shards to batches: which block is read at which step is a pure function of the step, so resuming is exact and free.
+"""Token shards to batches, as a pure function of the step: resuming is exact and costs nothing.
 
-A block is `sequence_length` inputs with their next-token labels, cut from the set's one stream of tokens: block i holds the
-tokens from i * sequence_length to (i + 1) * sequence_length, both included, so neighbours share one token and every token
-but the first is a label exactly once. The tail that fills no block is not trained on, and counted.
+A block is `sequence_length` inputs with their next-token labels, cut from the set's one stream of tokens: block i holds
+the tokens from i * sequence_length to (i + 1) * sequence_length, both included, so neighbours share one token and every
+token but the first is a label exactly once. The tail that fills no block is not trained on, and counted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Tokens = npt.NDArray[np.int64]
 
 
 class TokenSet:
-    """One set of a prepared directory (train, development, held-out, …): a stream of tokens over memory-mapped shards."""
+    """One set of a prepared directory (train, held-out, …): a stream of tokens over memory-mapped shards."""
 
     def __init__(self, directory: Path, files: list[dict[str, Any]], token_bytes: int) -> None:
         """Map the shards; nothing is read yet.
@@ -38,7 +38,9 @@ class TokenSet:
             path = directory / file["name"]
             expected = file["tokens"] * token_bytes
             if not path.exists() or path.stat().st_size != expected:
-                raise Failed(f"{path}: missing, or not the {expected} bytes that the manifest states; prepare the data again")
+                raise Failed(
+                    f"{path}: missing, or not the {expected} bytes that the manifest states; prepare the data again"
+                )
             self._shards.append(np.memmap(path, dtype=f"<u{token_bytes}", mode="r"))
             ends.append(np.fromfile(f"{path}.index", dtype="<u8") + np.uint64(offset))
             sizes.append(np.fromfile(f"{path}.bytes", dtype="<u8"))
@@ -46,7 +48,9 @@ class TokenSet:
         self.name = directory.name
         self.tokens = offset
         self.starts = np.cumsum([0, *(len(shard) for shard in self._shards)])  # (shards + 1,) in tokens
-        self.document_ends = np.concatenate(ends).astype(np.int64) if ends else np.zeros(0, np.int64)  # (documents,) in tokens
+        self.document_ends = (
+            np.concatenate(ends).astype(np.int64) if ends else np.zeros(0, np.int64)
+        )  # (documents,) in tokens
         self.document_bytes = np.concatenate(sizes).astype(np.int64) if sizes else np.zeros(0, np.int64)  # (documents,)
 
     def read(self, start: int, stop: int) -> Tokens:
@@ -69,7 +73,9 @@ class Prepared:
 
     def set(self, name: str) -> TokenSet:
         """The set of that name."""
-        return TokenSet(self.directory / name, self.manifest["sets"][name]["files"], self.manifest["tokenizer"]["token_bytes"])
+        return TokenSet(
+            self.directory / name, self.manifest["sets"][name]["files"], self.manifest["tokenizer"]["token_bytes"]
+        )
 
     @property
     def measured_names(self) -> list[str]:
@@ -90,7 +96,9 @@ def open_prepared(directory: Path) -> Prepared:
     """
     manifest = read_json(directory / "manifest.json")
     if manifest is None:
-        raise Failed(f"{directory}: no manifest.json, so this is no finished output of `inheritune prepare`; run it (again)")
+        raise Failed(
+            f"{directory}: no manifest.json, so this is no finished output of `inheritune prepare`; run it (again)"
+        )
     return Prepared(directory, manifest)
 
 
@@ -106,8 +114,8 @@ def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 def pass_order(blocks: int, seed: int, pass_index: int) -> npt.NDArray[np.int64]:
     """The order of the blocks in one pass: a permutation of range(blocks), another in each pass.
 
-    Made of our own integer arithmetic, since numpy does not promise that its generators' permutations stay the same from
-    one release to the next, and an order that changes under an upgrade would break every resumed run.
+    Made of our own integer arithmetic, since numpy does not promise that its generators' permutations stay the same
+    from one release to the next, and an order that changes under an upgrade would break every resumed run.
     """
     base = _mixed(_mixed(np.array([seed], np.uint64)) + np.array([pass_index], np.uint64))
     with np.errstate(over="ignore"):

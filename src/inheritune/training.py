@@ -1,7 +1,7 @@
 """Training a target (or a control) on few tokens: steps, validation, records, checkpoints.
 
-The loop is plain: every step's batch and learning rate are pure functions of the step's number, so a run that is started
-again reads the last checkpoint and goes on where it was.
+The loop is plain: every step's batch and learning rate are pure functions of the step's number, so a run that is
+started again reads the last checkpoint and goes on where it was.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class Trainer:
             self._state.compiled = compile_blocks(
                 self.model, self.config.compile, device, flops=tokens * flops_per_token, report=self.report
             )
-            metrics = JsonlWriter(self.directory / "metrics.jsonl")
+            metrics = Metrics(self.directory, self.config.tracker)
             try:
                 self._loop(blocks, steps, optimizer, dtype, metrics)
             finally:
@@ -137,8 +137,14 @@ class Trainer:
         )
 
     def _loop(
-        self, blocks: TrainingBlocks, steps: int, optimizer: torch.optim.Optimizer, dtype: torch.dtype, metrics: JsonlWriter
+        self,
+        blocks: TrainingBlocks,
+        steps: int,
+        optimizer: torch.optim.Optimizer,
+        dtype: torch.dtype,
+        metrics: Metrics,
     ) -> None:
+        """Steps, each with its record, and what falls between them."""
         config, state = self.config, self._state
         first_step, begin = state.step, time.monotonic()
         if state.step == 0:
@@ -174,8 +180,12 @@ class Trainer:
                         f"{self.directory}: loss {loss} at step {state.step}; the last checkpoint is kept: "
                         "lower train.learning_rate or lengthen train.warmup_steps in a new run"
                     )
-                elapsed = time.monotonic() - begin
-                left = elapsed / (state.step - first_step) * (steps - state.step)
+                # The first step after a start compiles, and says nothing of the others.
+                if state.step - first_step <= 1:
+                    begin = time.monotonic()
+                    left = seconds * (steps - state.step)
+                else:
+                    left = (time.monotonic() - begin) / (state.step - first_step - 1) * (steps - state.step)
                 self.progress(Progress(state.step, steps, loss, tokens / seconds, left))
                 last = state.step == steps
                 if last or state.step % config.validate_every_steps == 0:
@@ -183,7 +193,10 @@ class Trainer:
                 if last or stop or state.step % config.checkpoint_every_steps == 0:
                     self._save(optimizer)
                 if stop and not last:
-                    raise Interrupted(f"{self.directory}: stopped after step {state.step} of {steps}, checkpoint written", 128 + stop[0])
+                    raise Interrupted(
+                        f"{self.directory}: stopped after step {state.step} of {steps}, checkpoint written",
+                        128 + stop[0],
+                    )
 
     def _step(
         self, blocks: TrainingBlocks, optimizer: torch.optim.Optimizer, rate: float, dtype: torch.dtype
@@ -197,8 +210,8 @@ class Trainer:
         for ids, targets in _micro_batches(inputs, labels, self.config.micro_batch_sequences, self.model.device):
             with autocast(dtype, self.model.device):
                 logits = self.model(input_ids=ids, use_cache=False).logits  # (B, T, V)
-            # Divided by the step's tokens, not the micro-batch's: the gradient is the mean over the step's tokens however
-            # they are split. (The published code sums over micro-batches and then clips the sum.)
+            # Divided by the step's tokens, not the micro-batch's: the gradient is the mean over the step's tokens
+            # however they are split. (The published code sums over micro-batches and then clips the sum.)
             loss = token_losses(logits, targets).sum() / tokens
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
@@ -212,8 +225,8 @@ class Trainer:
         sequences = min(self._state.step * self.config.batch_sequences, blocks.blocks * self.passes)
         return sequences * self.sequence_length
 
-    def _validate(self, metrics: JsonlWriter, blocks: TrainingBlocks, dtype: torch.dtype) -> None:
-        """Measure every set but the training set; remember the best weights by the development set if they are exported."""
+    def _validate(self, metrics: Metrics, blocks: TrainingBlocks, dtype: torch.dtype) -> None:
+        """Measure every set but the training set; keep the best weights by the development set if they are exported."""
         losses = measure_all(self.model, self.prepared, self.sequence_length, self.config.micro_batch_sequences, dtype)
         metrics.append(
             {
@@ -241,6 +254,34 @@ class Trainer:
         )
 
 
+class Metrics:
+    """A training's records: `metrics.jsonl`, and the same in a tracker if one is asked for."""
+
+    def __init__(self, directory: Path, tracker: str) -> None:
+        self._jsonl = JsonlWriter(directory / "metrics.jsonl")
+        self._board = None
+        if tracker == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(directory / "tensorboard")
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Write one record; numbers go to the tracker under their kind and name."""
+        self._jsonl.append(record)
+        if self._board is None:
+            return
+        values = record["losses"] if record["kind"] == "validation" else record
+        for name, value in values.items():
+            if isinstance(value, (int, float)) and name not in ("step", "kind"):
+                self._board.add_scalar(f"{record['kind']}/{name}", value, record["step"])
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._jsonl.close()
+        if self._board is not None:
+            self._board.close()
+
+
 def measure_all(
     model: PreTrainedModel, prepared: Prepared, sequence_length: int, batch_sequences: int, dtype: torch.dtype
 ) -> dict[str, SetLosses]:
@@ -261,8 +302,8 @@ def measure_all(
 def _optimizer(model: PreTrainedModel, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW with decay on matrices alone: norms and biases are vectors, and decaying them has no use."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in parameters if parameter.dim() >= 2]  # noqa: PLR2004 - a matrix has two axes
-    vectors = [parameter for parameter in parameters if parameter.dim() < 2]  # noqa: PLR2004
+    matrices = [parameter for parameter in parameters if parameter.dim() >= 2]
+    vectors = [parameter for parameter in parameters if parameter.dim() < 2]
     groups = [
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
@@ -280,7 +321,10 @@ def _micro_batches(
     Equal shapes keep a compiled model from compiling again for the last step of a run.
     """
     for start in range(0, len(inputs), sequences):
-        ids, targets = torch.from_numpy(inputs[start : start + sequences]), torch.from_numpy(labels[start : start + sequences])
+        ids, targets = (
+            torch.from_numpy(inputs[start : start + sequences]),
+            torch.from_numpy(labels[start : start + sequences]),
+        )
         missing = sequences - len(ids)
         if missing and len(inputs) > sequences:
             ids = torch.nn.functional.pad(ids, (0, 0, 0, missing))

@@ -71,8 +71,8 @@ def measure(
 ) -> SetLosses:
     """Measure a model on a whole set.
 
-    The set is read as one stream in blocks of `sequence_length`, as in training: a token sees what stands before it in its
-    block, be it of its own document or of the one before. The model's mode (train or eval) is restored.
+    The set is read as one stream in blocks of `sequence_length`, as in training: a token sees what stands before it in
+    its block, be it of its own document or of the one before. The model's mode (train or eval) is restored.
 
     Args:
         model: on the device that it is to be measured on.
@@ -99,7 +99,12 @@ def measure(
     model.train(was_training)
     starts = np.concatenate([[0], tokens.document_ends[:-1]]).astype(np.int64)
     sums = [np.add.reduceat(values[: tokens.tokens], starts) for values in (nats, correct)]
-    return SetLosses(sums[0], sums[1], np.diff(tokens.document_ends, prepend=0).astype(np.float64), tokens.document_bytes.astype(np.float64))
+    return SetLosses(
+        sums[0],
+        sums[1],
+        np.diff(tokens.document_ends, prepend=0).astype(np.float64),
+        tokens.document_bytes.astype(np.float64),
+    )
 
 
 def finite(losses: dict[str, SetLosses]) -> bool:

@@ -1,6 +1,6 @@
-"""Sources to token shards: strict reading, an exact budget, a seeded sample, sets by content; resumable, the same bytes always.
+"""Sources to token shards: strict reading, an exact budget, a seeded sample, sets by content; resumable, repeatable.
 
-    sources → files, checked              sources.py, python_source.py, hub.py
+    sources → files, checked              settings.py, sources.py, files.py, python_source.py, hub.py
     files → an index of documents         reading.py, placement.py, plan.py, steps.Scan
     index → the documents of each set     selection.py, steps.Tokenise (only what is needed, in waves)
     documents → shards and manifest       shards.py, build.py, preparation.py

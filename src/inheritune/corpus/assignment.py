@@ -101,7 +101,10 @@ def _held_out(data: DataConfig, documents: Documents, name: str, before: Mask, a
 
 def _empty_set(name: str, before: Mask) -> str:
     if before.any():
-        return f"{name}: every one of its {int(before.sum())} documents is in data.exclude_seen; use text the reference has not seen"
+        count = int(before.sum())
+        return (
+            f"{name}: all its {count} documents are listed in data.exclude_seen; give text the reference has not seen"
+        )
     key = "development" if name == "development" else "validation"
     return (
         f"{name}: the {key} set is empty, for no document of so few falls into it; raise data.{key}_share, "

@@ -1,4 +1,4 @@
-"""One preparation's phases: scan, share out, tokenise what is needed, write. Each goes on where a killed run left it."""
+"""One preparation's phases: scan, share out, tokenise what is needed, write. Each goes on where a kill stopped it."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ import numpy.typing as npt
 
 from inheritune.config import DataConfig, SourceConfig
 from inheritune.corpus.assignment import Assignment, assign
+from inheritune.corpus.files import SourceFile
 from inheritune.corpus.hub import fetch
 from inheritune.corpus.placement import DOCUMENT, Documents
 from inheritune.corpus.plan import Plan, divide
 from inheritune.corpus.python_source import list_python_source
 from inheritune.corpus.selection import Chosen, Selection, TokenisedDocuments, choose, interleave
 from inheritune.corpus.shards import TaskTokens, write_set
-from inheritune.corpus.sources import HUB, PYTHON_SOURCE, SourceFile
-from inheritune.corpus.steps import WANTED, Scan, Tokenise, reread, save_array
-from inheritune.corpus.tokenizing import Encoder, TokenizerFacts
+from inheritune.corpus.sources import HUB, PYTHON_SOURCE
+from inheritune.corpus.steps import WANTED, Scan, Tokenise, load_encoder, reread, save_array
+from inheritune.corpus.tokenizing import TokenizerFacts
 from inheritune.corpus.worker import run_tasks
 from inheritune.errors import Refused
 from inheritune.run_directory import read_json, write_atomic, write_json
@@ -118,7 +119,6 @@ class Build:
             end_of_text=self.facts.end_of_text,
             begin_of_sequence=self.facts.begin_of_sequence if self.add_bos else None,
             token_bytes=self.facts.token_bytes,
-            work_id=self.work.name,
         )
         plan.save(self.work)
         write_atomic(self.work / "tokenizer.json", self.facts.serialized)
@@ -128,7 +128,7 @@ class Build:
         """The index of all documents in the sources' order, and what was counted by source."""
         (self.work / "scan").mkdir(exist_ok=True)
         small = sum(file.size * (4 if file.compression else 1) for file in plan.files) < _SMALL_SCAN_BYTES
-        run_tasks(Scan(str(self.work), plan.work_id), "scan", len(plan.tasks), self.workers, small=small)
+        run_tasks(Scan(str(self.work)), "scan", len(plan.tasks), self.workers, small=small)
         counts: list[dict[str, Any]] = [{"bad": 0, "empty": 0, "first_bad": ""} for _ in self.sources]
         parts = [np.zeros(0, DOCUMENT)]
         for rank in range(len(plan.tasks)):
@@ -177,7 +177,7 @@ class Build:
         save_array(directory / "borders.npy", borders)
         size = int(wanted["bytes"].sum())
         began = time.monotonic()
-        step = Tokenise(str(self.work), plan.work_id, name)
+        step = Tokenise(str(self.work), name)
         run_tasks(step, name, len(borders) - 1, self.workers, small=size < _SMALL_TOKENISE_BYTES)
         for rank, (first, last) in enumerate(zip(borders[:-1].tolist(), borders[1:].tolist(), strict=True)):
             result = np.load(directory / f"{rank:05d}.npy")
@@ -224,7 +224,7 @@ class Build:
 
     def _count_cut_bytes(self, plan: Plan, documents: Documents, chosen: Chosen) -> None:
         """Fill in the bytes of documents that a budget cut."""
-        encoder = Encoder(self.work / "tokenizer.json")
+        encoder = load_encoder(self.work / "tokenizer.json")
         for index in np.flatnonzero(chosen.bytes < 0).tolist():
             number = int(chosen.documents[index])
             row = documents[number : number + 1]
@@ -262,7 +262,7 @@ class Build:
 def _task_borders(files: list[SourceFile], wanted: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     """(tasks + 1,): where tasks of about equal work begin among the wanted documents.
 
-    A task on a compressed file decompresses all that stands before its documents, so such a file makes a few tasks only.
+    A task on a compressed file decompresses all that stands before its documents, so such a file makes few tasks.
     """
     sizes = wanted["bytes"].astype(np.float64)
     totals = np.bincount(wanted["file"], sizes, len(files))

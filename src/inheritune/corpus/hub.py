@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub (or a local mirror of one), fetched once into JSON lines that are then read like any file."""
+"""Data sets of the Hugging Face hub (or a local mirror), fetched once into JSON lines that are read like any file."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from inheritune.config import SourceConfig
-from inheritune.corpus.sources import HUB, SourceFile
+from inheritune.corpus.files import SourceFile
+from inheritune.corpus.sources import HUB
 from inheritune.errors import InherituneError, Refused
 
 
 def fetch(source: SourceConfig, target: Path, *, skip_bad: bool) -> tuple[SourceFile, int]:
-    """Stream a hub data set's text to `target`, written whole or not at all, and say how many bad records were left out.
+    """Stream a hub data set's text to `target`, whole or not at all, and say how many bad records were left out.
 
     Raises:
         Refused: it cannot be loaded, has no such field, or a record holds no text (unless `skip_bad`).

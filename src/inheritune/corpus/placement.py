@@ -35,7 +35,7 @@ class Placement(NamedTuple):
 
 
 def place_document(text: bytes, seed: int) -> Placement:
-    """Hash a document's UTF-8 text. The set does not depend on the seed, so that two seeds are judged by the same documents."""
+    """Hash a document's UTF-8 text. The set does not depend on the seed: all seeds are judged by the same documents."""
     content = hashlib.blake2b(text, digest_size=16).digest()
     place = hashlib.blake2b(content, digest_size=8, person=b"inheritune set").digest()
     return Placement(

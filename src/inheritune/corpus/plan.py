@@ -1,4 +1,4 @@
-"""The work of one preparation, written down: which files, cut into which tasks. It depends on the input alone, never on the workers."""
+"""The work of one preparation, written down: which files, cut into which tasks; the same for any number of workers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from inheritune.corpus.sources import SourceFile
+from inheritune.corpus.files import SourceFile
 from inheritune.run_directory import read_json, write_json
 
 SCAN_TASK_BYTES = 32 << 20
@@ -30,8 +30,6 @@ class Plan:
     begin_of_sequence: int | None
     """What each document begins with; None: nothing."""
     token_bytes: int
-    work_id: str = ""
-    """Names the settings, inputs and tokenizer; unfinished work under another id is thrown away."""
 
     def save(self, directory: Path) -> None:
         """Write it for workers, and for a later call that goes on with the work."""
@@ -39,8 +37,8 @@ class Plan:
 
 
 @functools.lru_cache(maxsize=1)
-def load_plan(directory: Path, work_id: str) -> Plan:
-    """Read the plan of that id (an id never names two plans, so it can be kept)."""
+def load_plan(directory: Path) -> Plan:
+    """Read a plan; the last one read is kept, since every task asks for it."""
     record: dict[str, Any] = read_json(directory / "plan.json")
     files = [SourceFile(**file) for file in record.pop("files")]
     tasks = [[(int(a), int(b), int(c)) for a, b, c in task] for task in record.pop("tasks")]

@@ -14,10 +14,13 @@ from typing import Any
 
 from inheritune.config import DataConfig
 from inheritune.corpus.build import HASHES, MANIFEST, Build
+from inheritune.corpus.files import SourceFile
 from inheritune.corpus.plan import load_plan
-from inheritune.corpus.sources import SourceFile, check_settings, resolve
+from inheritune.corpus.settings import check_settings
+from inheritune.corpus.sources import resolve
+from inheritune.corpus.steps import load_encoder
 from inheritune.corpus.tokenizing import TokenizerFacts, load_tokenizer
-from inheritune.errors import Refused
+from inheritune.errors import Failed, Refused
 from inheritune.run_directory import lock, read_json
 
 FORMAT = 1
@@ -28,7 +31,7 @@ _WITHOUT_EFFECT = ("workers", "passes", "sequence_length", "prepared")
 
 
 def check_sources(data: DataConfig) -> None:
-    """Refuse what can be refused before anything is written: settings, missing or empty sources, files that are not what they say.
+    """Refuse what can be refused before anything is written: settings, missing or empty sources, wrong kinds of file.
 
     Raises:
         Refused: the first thing that is wrong, in one line.
@@ -58,19 +61,25 @@ def prepare(
         return finished
     files = _resolve_all(data)
     seen = read_seen(data.exclude_seen)
+    if out.exists() and not out.is_dir():
+        raise Refused(f"{out}: is a file; choose another directory")
     unfinished = (out / WORK).exists()
     if out.exists() and not unfinished and any(entry.name != ".lock" for entry in out.iterdir()):
         raise Refused(f"{out}: not empty, and no preparation; choose another directory")
     remove_empty = unfinished or not out.exists()
     with lock(out):
-        load_plan.cache_clear()
+        load_plan.cache_clear()  # the same directory may have held another plan
+        load_encoder.cache_clear()
         try:
             work = _work_directory(out, _work_id(settings, facts, files))
-            build = Build(data, files, facts, add_bos, seen, out, work, _workers(data), report or (lambda line: None))
+            build = Build(data, files, facts, add_bos, seen, out, work, _workers(data), report or _silent)
             manifest = build.run(_header(tokenizer_directory, data, facts, add_bos))
         except Refused:
             _clean(out, remove_empty)
             raise
+        except OSError as error:
+            where = error.filename or out
+            raise Failed(f"{where}: {error.strerror or error}; mend it, then start again to go on") from error
         shutil.rmtree(out / WORK)
     return manifest
 
@@ -108,9 +117,8 @@ def _finished(out: Path, settings: dict[str, Any], facts: TokenizerFacts) -> dic
     there = manifest.get("config", {})
     for key, value in settings.items():
         if there.get(key) != value:
-            raise Refused(
-                f"{out}: holds a different preparation (data.{key}: {there.get(key)} there, {value} here); choose another"
-            )
+            differ = f"data.{key}: {there.get(key)} there, {value} here"
+            raise Refused(f"{out}: holds a different preparation ({differ}); choose another directory")
     if manifest["tokenizer"]["fingerprint"] != facts.fingerprint:
         raise Refused(f"{out}: holds a different preparation (made with another tokenizer); choose another directory")
     shutil.rmtree(out / WORK, ignore_errors=True)
@@ -167,6 +175,10 @@ def _drop_unfinished(out: Path) -> None:
 def _workers(data: DataConfig) -> int:
     """As many as asked for; by default one a core that this process may use."""
     return data.workers if data.workers > 0 else len(os.sched_getaffinity(0))
+
+
+def _silent(line: str) -> None:
+    pass
 
 
 def _clean(out: Path, remove_empty: bool) -> None:

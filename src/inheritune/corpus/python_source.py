@@ -1,6 +1,6 @@
 """The text that every installation brings along: the Python source of the standard library and of five pinned packages.
 
-It needs no network and is the same wherever the same versions are installed, so a recipe on it can be repeated anywhere.
+It needs no network and is the same wherever the same versions are installed, so a recipe on it can be repeated.
 Nothing of it is imported: it is only read.
 """
 

@@ -1,7 +1,7 @@
-"""Strict reading: every record of a file, in order, as text or as a problem with its line; nothing is skipped in silence.
+"""Strict reading: every record of a file, in order, as text or as a problem with its line; none skipped in silence.
 
-A record has a position (byte offset in the uncompressed stream, or row of a Parquet file), by which it can be read again
-without parsing what stands before it.
+A record has a position (byte offset in the uncompressed stream, or row of a Parquet file), by which it can be read
+again without parsing what stands before it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, BinaryIO, NamedTuple, cast
 
-from inheritune.corpus.sources import SourceFile
+from inheritune.corpus.files import SourceFile
 from inheritune.errors import Refused
 
 _CHUNK = 1 << 20
@@ -47,7 +47,7 @@ class Malformed(ValueError):
 
 
 class _ZstdStream(io.RawIOBase):
-    """Decompressed bytes of a .zst file of any number of frames; unlike zstandard's reader it says when the last is cut short."""
+    """Decompressed bytes of a .zst file; unlike zstandard's own reader it says when the last frame is cut short."""
 
     def __init__(self, file: BinaryIO) -> None:
         import zstandard

@@ -1,4 +1,4 @@
-"""Which documents make up each set, and how many tokens of each: exact budgets, weights as shares of tokens, a seeded sample."""
+"""Which documents make up each set, and how many tokens of each: exact budgets, and weights as shares of tokens."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class TokenisedDocuments:
     @classmethod
     def none(cls, documents: int) -> TokenisedDocuments:
         """Nothing known yet."""
-        return cls(*(np.full(documents, -1, np.int64) for _ in range(2)), np.zeros(documents, bool), *(
-            np.full(documents, -1, np.int64) for _ in range(2)))  # fmt: skip
+        unknown = np.full(documents, -1, np.int64)
+        return cls(unknown, unknown.copy(), np.zeros(documents, bool), unknown.copy(), unknown.copy())
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Selection:
     def next_wave(self, documents: Documents, tokenised: TokenisedDocuments) -> Numbers:
         """The documents to tokenise next: none when the budget is full or nothing is left.
 
-        How many is a guess from the bytes a token took so far; the guess decides only how much is tokenised, not what is chosen.
+        How many is a guess from the bytes a token took so far; it decides how much is tokenised, not what is chosen.
         """
         rest = self.documents[self.known :]
         if self.budget is None:
@@ -126,7 +126,7 @@ def choose(selection: Selection, tokenised: TokenisedDocuments) -> Chosen:
 
 
 def split_budget(tokens: int, weights: list[float]) -> list[int]:
-    """Each source's share of a budget by largest remainder: whole tokens that sum to the budget; ties go to the first."""
+    """Each source's share of a budget by largest remainder: whole tokens that sum to it; ties go to the first."""
     exact = [Fraction(weight) for weight in weights]
     shares = [tokens * weight / sum(exact) for weight in exact]
     whole = [int(share) for share in shares]
@@ -139,7 +139,7 @@ def split_budget(tokens: int, weights: list[float]) -> list[int]:
 def interleave(parts: list[Chosen]) -> Chosen:
     """Sources' documents as one stream that holds the sources in their shares all along.
 
-    A document stands where its source is at that fraction of its own tokens; with one source the order is the sample's own.
+    A document stands where its source is at that fraction of its own tokens; with one source, in the sample's order.
     """
     fractions = [(np.cumsum(part.tokens) - part.tokens) / max(1, part.total) for part in parts]
     sources = np.repeat(np.arange(len(parts)), [len(part.tokens) for part in parts])

@@ -1,6 +1,6 @@
 """The finished sets on disk, in datatrove's shard format: NAME.ds (tokens) and NAME.ds.index (where documents end).
 
-Beside them stands NAME.ds.bytes, the bytes of text that each document's tokens cover, from which bits per byte are computed.
+Beside them stands NAME.ds.bytes, the bytes of text that each document's tokens cover, for bits per byte.
 """
 
 from __future__ import annotations

@@ -1,26 +1,24 @@
-"""From what the recipe names (files, globs, directories, Python source) to a sorted list of files, each proven to be what its ending says.
+"""From what the recipe names (files, globs, directories, Python source) to a sorted list of files, each checked.
 
-Everything here happens before the first byte is written, so that bad input costs a second and one clear line, not an hour.
+Everything here happens before the first byte is written, so that bad input costs a second and one clear line.
 """
 
 from __future__ import annotations
 
 import glob
-import math
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Literal
 
-from inheritune.config import DataConfig, SourceConfig
+from inheritune.config import SourceConfig
+from inheritune.corpus.files import Kind, SourceFile
+from inheritune.corpus.python_source import list_python_source
+from inheritune.corpus.reading import open_stream
 from inheritune.errors import Refused
-
-Kind = Literal["jsonl", "parquet", "text", "python"]
 
 HUB = "hub:"
 PYTHON_SOURCE = "python-source"
-SETS = ("train", "development", "held-out")
 
 _KINDS: dict[str, Kind] = {
     ".jsonl": "jsonl",
@@ -39,73 +37,6 @@ _ZSTD_SKIPPABLE = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")
 _HEAD_BYTES = 1 << 16
 
 
-@dataclass(frozen=True)
-class SourceFile:
-    """One file to read, and how."""
-
-    path: str
-    """What to open."""
-    name: str
-    """What messages call it; for Python source a stable name such as `torch/nn/modules/linear.py`."""
-    kind: Kind
-    compression: Literal["", "gz", "zst"]
-    size: int
-    """Bytes on disk."""
-    text_field: str = "text"
-    separator: str | None = None
-
-    @property
-    def divisible(self) -> bool:
-        """Whether parts of it can be read without what stands before them."""
-        return self.kind == "parquet" or (not self.compression and self.record_separator is not None)
-
-    @property
-    def record_separator(self) -> bytes | None:
-        """The bytes between two records; None where the whole file is one."""
-        if self.kind == "jsonl":
-            return b"\n"
-        return self.separator.encode("utf-8") if self.separator is not None else None
-
-
-def check_settings(data: DataConfig) -> None:
-    """Refuse settings that contradict each other, without looking at any file.
-
-    Raises:
-        Refused: one line saying what and how to mend it.
-    """
-    if not data.sources:
-        raise Refused(
-            "data.sources: none given; name at least one file, directory, glob, hub:ORG/NAME or python-source"
-        )
-    if data.tokens is None and len(data.sources) > 1:
-        raise Refused(
-            "data.tokens: unset with several sources, but weights are shares of a budget; set it, such as 100M"
-        )
-    if data.tokens is not None and data.tokens < 1:
-        raise Refused(f"data.tokens: {data.tokens} leaves nothing to train on; set at least 1")
-    for key, share in (("validation_share", data.validation_share), ("development_share", data.development_share)):
-        if not 0 <= share < 1:
-            raise Refused(f"data.{key}: {share} is no share; give a number from 0 to below 1")
-    if data.validation_share + data.development_share >= 1:
-        raise Refused(
-            "data.validation_share + data.development_share: 1 or more leaves no training documents; lower them"
-        )
-    if data.held_out_document_tokens is not None and data.held_out_document_tokens < 1:
-        raise Refused("data.held_out_document_tokens: must be at least 1; leave it unset to keep documents whole")
-    for name in data.validation_sets:
-        if name in SETS or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-            raise Refused(
-                f"data.validation_sets: {name!r} cannot name a set; use letters, digits, - and _, not {', '.join(SETS)}"
-            )
-    for source in [*data.sources, *data.validation_sets.values()]:
-        if not (math.isfinite(source.weight) and source.weight > 0):
-            raise Refused(
-                f"{source.path}: weight {source.weight} is no share; give a number above 0, or leave the source out"
-            )
-        if source.document_separator == "":
-            raise Refused(f"{source.path}: document_separator is empty; leave it unset for one document a file")
-
-
 def resolve(source: SourceConfig) -> list[SourceFile]:
     """The files of a source in their stable order; none for a hub data set, which is fetched first.
 
@@ -113,8 +44,6 @@ def resolve(source: SourceConfig) -> list[SourceFile]:
         Refused: nothing there, nothing in it, or a file that is not what its ending says.
     """
     if source.path == PYTHON_SOURCE:
-        from inheritune.corpus.python_source import list_python_source
-
         return [
             SourceFile(file.path, file.name, "python", "", file.size)
             for package in list_python_source()
@@ -224,9 +153,6 @@ def check_content(file: SourceFile) -> None:
 
 
 def _read_head(file: SourceFile) -> bytes:
-    from inheritune.corpus.reading import open_stream
-
-    stream: BinaryIO | Any
     with open_stream(file) as stream:
         return bytes(stream.read(_HEAD_BYTES))
 

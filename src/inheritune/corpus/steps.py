@@ -1,6 +1,6 @@
 """What a worker does: scan a task's pieces into an index of documents, or tokenise a task's documents.
 
-Each task writes its results atomically, under names that its number alone decides, so a task that was killed is simply done again.
+Each task writes its results atomically, under names that its number alone decides, so a killed task is done again.
 A step is called as datatrove calls a pipeline step: (data, rank, world_size).
 """
 
@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from inheritune.corpus.files import SourceFile
 from inheritune.corpus.placement import DOCUMENT, place_document
 from inheritune.corpus.plan import Plan, load_plan
 from inheritune.corpus.reading import Malformed, Record, place_of, read_again, scan
-from inheritune.corpus.sources import SourceFile
 from inheritune.corpus.tokenizing import Encoder
 from inheritune.errors import Failed, Refused
 from inheritune.run_directory import write_json
@@ -56,12 +56,11 @@ class Scan:
     """Reads every record of the plan's task `rank`."""
 
     work: str
-    work_id: str
 
     def __call__(self, data: Any, rank: int, world_size: int) -> None:
         """Write scan/RANK.npy (documents) and scan/RANK.json (counts by source)."""
         work = Path(self.work)
-        plan = load_plan(work, self.work_id)
+        plan = load_plan(work)
         rows: list[tuple[int, ...]] = []
         counts: dict[int, SourceCounts] = {}
         for number, start, end in plan.tasks[rank]:
@@ -96,20 +95,19 @@ class Tokenise:
     """Tokenises the documents of task `rank` of one wave."""
 
     work: str
-    work_id: str
     wave: str
 
     def __call__(self, data: Any, rank: int, world_size: int) -> None:
         """Write WAVE/RANK.ds (tokens, document after document) and WAVE/RANK.npy (their counts)."""
         work = Path(self.work)
         directory = work / self.wave
-        plan = load_plan(work, self.work_id)
+        plan = load_plan(work)
         borders = np.load(directory / "borders.npy")
         wanted = np.load(directory / "wanted.npy", mmap_mode="r")[borders[rank] : borders[rank + 1]]
         results = np.zeros(len(wanted), TOKENISED)
         target = directory / f"{rank:05d}.ds"
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        writer = _Writer(plan, _encoder(work / "tokenizer.json", self.work_id), results)
+        writer = _Writer(plan, load_encoder(work / "tokenizer.json"), results)
         with temporary.open("wb") as output:
             for batch in _batches(_texts(plan, wanted)):
                 output.write(writer.tokens(batch, wanted))
@@ -118,7 +116,8 @@ class Tokenise:
 
 
 @functools.lru_cache(maxsize=1)
-def _encoder(path: Path, work_id: str) -> Encoder:
+def load_encoder(path: Path) -> Encoder:
+    """The tokenizer; the last one is kept, since every task asks for it."""
     return Encoder(path)
 
 
@@ -130,7 +129,7 @@ class _Writer:
     done: int = field(default=0)
 
     def tokens(self, texts: list[str], wanted: npt.NDArray[Any]) -> bytes:
-        """A batch as token bytes: begin-of-sequence where it is wanted, the text, end-of-text; or cut to the document's limit."""
+        """A batch as token bytes: begin-of-sequence where wanted, text, end-of-text; or cut to the document's limit."""
         begin = [] if self.plan.begin_of_sequence is None else [self.plan.begin_of_sequence]
         pieces: list[npt.NDArray[Any]] = []
         for text, ids in zip(texts, self.encoder.encode(texts), strict=True):

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from inheritune.config import DataConfig, SourceConfig
+from inheritune.corpus.files import SourceFile
 from inheritune.corpus.hub import fetch
 from inheritune.corpus.placement import place_document, thresholds
 from inheritune.corpus.plan import divide
 from inheritune.corpus.reading import place_of, scan
 from inheritune.corpus.selection import split_budget
-from inheritune.corpus.sources import HUB, SourceFile, check_settings, resolve
+from inheritune.corpus.settings import check_settings
+from inheritune.corpus.sources import HUB, resolve
 from inheritune.errors import Refused
 
 _PART_BYTES = 1 << 20
@@ -38,13 +40,14 @@ def iterate_training_texts(data: DataConfig, max_bytes: int) -> Iterator[str]:
         }
         first_train = thresholds(data.validation_share, data.development_share)[1]
         for number, (source, budget) in enumerate(zip(data.sources, budgets, strict=True)):
+            taken = 0
             for text in _texts(data, _files(data, source, spool / f"{number}.jsonl")):
-                if budget <= 0:
+                if taken >= budget:
                     break
                 content = text.encode("utf-8")
                 placement = place_document(content, 0)
                 if placement.place >= first_train and placement[:2] not in held_apart:
-                    budget -= len(content)
+                    taken += len(content)
                     yield text
 
 

@@ -1,4 +1,4 @@
-"""The reference's own tokenizer as workers use it: loaded once, saved as one file, special tokens in text taken as plain text."""
+"""The reference's own tokenizer as workers use it: saved as one file, special tokens in text taken as plain text."""
 
 from __future__ import annotations
 
@@ -37,15 +37,17 @@ class TokenizerFacts:
         """Bytes a token on disk: 2 up to 65,536 entries, else 4."""
         return 2 if self.vocabulary <= 1 << 16 else 4
 
-    def adds_bos(self, setting: Literal["auto", "yes", "no"]) -> bool:
+    def adds_bos(self, setting: Literal["auto", "always", "never"]) -> bool:
         """Whether documents begin with begin-of-sequence under `data.add_bos`.
 
         Raises:
             Refused: asked for, but the tokenizer has none.
         """
-        if setting == "yes" and self.begin_of_sequence is None:
-            raise Refused("data.add_bos: yes, but the tokenizer has no beginning-of-sequence token; use auto or no")
-        return setting == "yes" or (setting == "auto" and self.adds_begin_of_sequence)
+        if setting == "always" and self.begin_of_sequence is None:
+            raise Refused(
+                "data.add_bos: always, but the tokenizer has no beginning-of-sequence token; use auto or never"
+            )
+        return setting == "always" or (setting == "auto" and self.adds_begin_of_sequence)
 
 
 def load_tokenizer(tokenizer: Path | str | Any) -> TokenizerFacts:

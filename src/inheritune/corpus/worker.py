@@ -1,7 +1,7 @@
 """Runs a step's tasks: small jobs in this process, others on datatrove's local executor in a process of their own.
 
-The executor starts its workers by importing the main module again, which a script without `if __name__ == "__main__"`, an
-interactive session or `python -c` cannot bear; in a process of its own the main module is executor.py. It also keeps
+The executor starts its workers by importing the main module again, which a script without `if __name__ == "__main__"`,
+an interactive session or `python -c` cannot bear; in a process of its own the main module is executor.py. It also keeps
 datatrove's log lines, and its changes to the environment, out of the caller's process.
 """
 
@@ -25,7 +25,7 @@ _PARALLELISM = "TOKENIZERS_PARALLELISM"
 
 
 def run_tasks(step: Step, name: str, tasks: int, workers: int, *, small: bool) -> None:
-    """Run tasks 0 to `tasks` of a step that are not marked as complete; `name` is the step's directory for marks and logs.
+    """Run the tasks of a step that are not marked as complete; `name` is the step's directory for marks and logs.
 
     Raises:
         InherituneError: what a task raised.

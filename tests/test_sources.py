@@ -1,0 +1,248 @@
+"""Strict reading: every kind of source, every kind of damage, and parts that hold exactly what the whole holds."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import zstandard
+from hypothesis import HealthCheck, given, settings, strategies
+
+from inheritune.config import SourceConfig
+from inheritune.corpus import python_source, reading
+from inheritune.corpus.files import SourceFile
+from inheritune.corpus.plan import divide
+from inheritune.corpus.reading import place_of, read_again, scan
+from inheritune.corpus.sources import resolve
+from inheritune.errors import Refused
+
+TEXTS = ["one", "two\nlines", "drei: äöü 漢字 🙂", "four " * 50]
+
+
+def jsonl(texts: list[str]) -> bytes:
+    return "".join(
+        json.dumps({"id": i, "text": text}, ensure_ascii=i % 2 == 0) + "\n" for i, text in enumerate(texts)
+    ).encode()
+
+
+def zstd_frames(content: bytes) -> bytes:
+    half = len(content) // 2
+    return zstandard.compress(content[:half]) + zstandard.compress(content[half:])
+
+
+def write_parquet(path: Path, texts: list[str | None], field: str = "text") -> None:
+    pyarrow.parquet.write_table(pyarrow.table({"id": range(len(texts)), field: texts}), path, row_group_size=2)
+
+
+def whole(source: SourceConfig) -> list[str | None]:
+    return [record.text for file in resolve(source) for record in scan(file, 0, file.size)]
+
+
+@pytest.mark.parametrize(
+    ("name", "encode"),
+    [("a.jsonl", bytes), ("a.json", bytes), ("a.jsonl.gz", gzip.compress), ("a.jsonl.zst", zstd_frames)],
+)
+def test_json_lines_are_read_whatever_their_compression(
+    tmp_path: Path, name: str, encode: Callable[[bytes], bytes]
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(encode(b"\xef\xbb\xbf" + jsonl(TEXTS) + b"\r\n"))
+    assert whole(SourceConfig(str(path))) == TEXTS
+
+
+def test_parquet_is_read_row_group_by_row_group(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", [*TEXTS], "body")
+    source = SourceConfig(str(tmp_path / "a.parquet"), text_field="body")
+    assert whole(source) == TEXTS
+    (file,) = resolve(source)
+    pieces = [piece for task in divide([file], 1) for piece in task]
+    assert len(pieces) == 2
+    assert [record.text for _, start, end in pieces for record in scan(file, start, end)] == TEXTS
+
+
+def test_a_text_file_is_one_document_unless_a_separator_says_otherwise(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\n\ntwo\n\n\n\nthree\n")
+    (tmp_path / "b.md").write_text("# four\n\nfive")
+    assert whole(SourceConfig(str(tmp_path / "*.txt"))) == ["one\n\ntwo\n\n\n\nthree\n"]
+    assert whole(SourceConfig(str(tmp_path / "*.*"), document_separator="\n\n")) == [
+        "one", "two", "three\n", "# four", "five",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, zstd_frames])
+def test_compressed_text_is_split_too(tmp_path: Path, compress: Callable[[bytes], bytes]) -> None:
+    path = tmp_path / ("a.txt.gz" if compress is gzip.compress else "a.txt.zst")
+    path.write_bytes(compress(b"one\n\ntwo"))
+    assert whole(SourceConfig(str(path), document_separator="\n\n")) == ["one", "two"]
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    text=strategies.text("ab\n", max_size=40),
+    separator=strategies.sampled_from(["\n\n", "\n", "aba", "aa"]),
+    size=strategies.integers(1, 9),
+    chunk=strategies.integers(1, 5),
+)
+def test_parts_hold_the_records_of_the_whole_each_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, separator: str, size: int, chunk: int
+) -> None:
+    monkeypatch.setattr(reading, "_CHUNK", chunk)
+    path = tmp_path / "a.txt"
+    path.write_text(text, newline="")
+    file = SourceFile(str(path), "a.txt", "text", "", len(text), "text", separator)
+    found = [record for task in divide([file], size) for _, start, end in task for record in scan(file, start, end)]
+    assert [record.text for record in found] == [part for part in text.split(separator) if part]
+    again = read_again(file, [record.position for record in found], [record.length for record in found])
+    assert list(again) == [record.text for record in found]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"])
+def test_records_are_read_again_by_their_position(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name.endswith(".parquet"):
+        write_parquet(path, [*TEXTS])
+    else:
+        encode = {".gz": gzip.compress, ".zst": zstd_frames}.get(path.suffix, bytes)
+        path.write_bytes(encode(jsonl(TEXTS)))
+    (file,) = resolve(SourceConfig(str(path)))
+    records = list(scan(file, 0, file.size))[1::2]
+    assert list(read_again(file, [r.position for r in records], [r.length for r in records])) == TEXTS[1::2]
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        (b'{"text": "cut sho', "not JSON"),
+        (b'{"body": "x"}', "no field 'text'"),
+        (b'["x"]', "no field 'text'"),
+        (b'{"text": null}', "is not text"),
+        (b'{"text": "\\ud800"}', "half a surrogate pair"),
+        (b'{"text": "\xff"}', "byte 0xff is not UTF-8"),
+    ],
+)
+@pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz"])
+def test_a_bad_line_is_named(tmp_path: Path, line: bytes, problem: str, ending: str) -> None:
+    content = jsonl(["a", "b"]) + line + b"\n" + jsonl(["c"])
+    path = tmp_path / f"a.{ending}"
+    path.write_bytes(gzip.compress(content) if ending.endswith("gz") else content)
+    (file,) = resolve(SourceConfig(str(path)))
+    bad = [record for record in scan(file, 0, len(content)) if record.text is None]
+    assert len(bad) == 1
+    assert problem in bad[0].problem
+    assert place_of(file, bad[0]) == f"{path}:3"
+
+
+def test_undecodable_text_is_named_by_the_line_of_its_byte(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"one\ntwo\nthr\xe9e\nfour")
+    (file,) = resolve(SourceConfig(str(tmp_path / "a.txt")))
+    (record,) = scan(file, 0, file.size)
+    assert place_of(file, record).endswith("a.txt:3")
+    assert "0xe9" in record.problem
+
+
+def test_a_null_in_parquet_is_named_by_its_row(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", ["x", "y", None])
+    (file,) = resolve(SourceConfig(str(tmp_path / "a.parquet")))
+    *good, bad = scan(file, 0, file.size)
+    assert [record.text for record in good] == ["x", "y"]
+    assert place_of(file, bad).endswith("a.parquet: row 2")
+
+
+@pytest.mark.parametrize(("ending", "compress"), [("gz", gzip.compress), ("zst", zstandard.compress)])
+def test_a_compressed_file_that_breaks_off_is_refused(
+    tmp_path: Path, ending: str, compress: Callable[[bytes], bytes]
+) -> None:
+    path = tmp_path / f"a.jsonl.{ending}"
+    path.write_bytes(compress(jsonl([f"{i * 7919}" for i in range(50_000)]))[:-20])
+    (file,) = resolve(SourceConfig(str(path)))
+    with pytest.raises(Refused, match="damaged"):
+        list(scan(file, 0, file.size))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.jsonl", b"", "empty"),
+        ("a.jsonl.gz", b'{"text": "x"}', "its ending says gz"),
+        ("a.jsonl.zst", b'{"text": "x"}', "its ending says zst"),
+        ("a.jsonl", gzip.compress(b'{"text": "x"}'), "gz-compressed"),
+        ("a.parquet", b'{"text": "x"}', "its ending says Parquet"),
+        ("a.parquet", b"PAR1 and then nothing", "damaged Parquet"),
+        ("a.txt", b"\x7fELF\0\0\1", "binary"),
+        ("a.txt", "text".encode("utf-16"), "binary"),
+        ("a.json", b'\n [{"text": "x"}]', "one JSON array"),
+        ("a.csv", b"text\nx\n", "unknown ending"),
+    ],
+)
+def test_a_file_that_is_not_what_it_says_is_refused(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(Refused, match=reason) as caught:
+        resolve(SourceConfig(str(tmp_path / name)))
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_names_nothing_is_refused(tmp_path: Path) -> None:
+    for path in ("missing.txt", "*.txt", "hub:"):
+        with pytest.raises(Refused, match="no such file|no data set"):
+            resolve(SourceConfig(path if path == "hub:" else str(tmp_path / path)))
+    (tmp_path / "notes.rst").write_text("x")
+    with pytest.raises(Refused, match="a directory without"):
+        resolve(SourceConfig(str(tmp_path)))
+
+
+def test_a_directory_is_read_in_order_without_hidden_files(tmp_path: Path) -> None:
+    for name in ("b/1.txt", "a/2.txt", ".git/3.txt", "a/.4.txt"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(name)
+    assert whole(SourceConfig(str(tmp_path))) == ["a/2.txt", "b/1.txt"]
+
+
+def test_a_readme_beside_data_does_not_become_a_document(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(jsonl(["x"]))
+    (tmp_path / "README.md").write_text("about it")
+    with pytest.raises(Refused, match="several kinds"):
+        resolve(SourceConfig(str(tmp_path)))
+
+
+def test_settings_that_do_not_fit_the_file_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(jsonl(["x"]))
+    with pytest.raises(Refused, match="document_separator is for plain text"):
+        resolve(SourceConfig(str(tmp_path / "a.jsonl"), document_separator="\n"))
+    write_parquet(tmp_path / "a.parquet", ["x"])
+    with pytest.raises(Refused, match="no column 'body'; set text_field to one of id, text"):
+        resolve(SourceConfig(str(tmp_path / "a.parquet"), text_field="body"))
+    with pytest.raises(Refused, match="holds int64, not text"):
+        resolve(SourceConfig(str(tmp_path / "a.parquet"), text_field="id"))
+
+
+def test_python_source_is_the_library_without_its_tests() -> None:
+    packages = python_source.list_python_source()
+    assert [package.name for package in packages] == ["python", *python_source.PACKAGES]
+    names = [file.name for package in packages for file in package.files]
+    assert len(names) == len(set(names))
+    assert {"python/json/decoder.py", "torch/nn/modules/linear.py", "numpy/__init__.py"} <= set(names)
+    assert not [name for name in names if "/tests/" in name or "/test/" in name or "site-packages" in name]
+    for package in packages:
+        assert package.files == sorted(package.files, key=lambda file: file.name)
+        assert package.record()["bytes"] == sum(Path(file.path).stat().st_size for file in package.files)
+
+
+def test_python_source_needs_its_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(python_source, "PACKAGES", ("numpy", "no_such_package"))
+    with pytest.raises(Refused, match="no_such_package is not installed"):
+        python_source.list_python_source()
+
+
+def test_python_files_are_decoded_by_their_encoding_line(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_bytes("# -*- coding: latin-1 -*-\nx = 'é'\n".encode("latin-1"))
+    (tmp_path / "b.py").write_bytes(b"# -*- coding: utf-8 -*-\nx = '\xff'\n")
+    good, bad = (SourceFile(str(tmp_path / name), name, "python", "", 1) for name in ("a.py", "b.py"))
+    assert [record.text for record in scan(good, 0, 1)] == ["# -*- coding: latin-1 -*-\nx = 'é'\n"]
+    assert [record.text for record in scan(bad, 0, 1)] == [None]
