@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
+
+if TYPE_CHECKING:
+    from inheritune.tokens import Prepared
 
 # Before any test imports the libraries that read them. The models are tiny: threads cost more than they give, and one
 # thread adds in one order.
@@ -128,3 +134,28 @@ def _save(model_class: type, config: object, tokenizer_directory: Path, director
     model.save_pretrained(directory)
     shutil.copytree(tokenizer_directory, directory, dirs_exist_ok=True)
     return directory
+
+
+@pytest.fixture
+def make_prepared(tmp_path: Path) -> Callable[..., Prepared]:
+    """A function that writes documents (lists of token ids) by set as `inheritune prepare` would, and opens them."""
+    from inheritune.run_directory import write_json
+    from inheritune.tokens import open_prepared
+
+    def make(sets: dict[str, list[list[int]]], name: str = "data") -> Prepared:
+        directory = tmp_path / name
+        entries = {}
+        for set_name, documents in sets.items():
+            folder = directory / set_name
+            folder.mkdir(parents=True)
+            tokens = np.array([token for document in documents for token in document], "<u2")
+            tokens.tofile(folder / "00000.ds")
+            np.cumsum([len(document) for document in documents]).astype("<u8").tofile(folder / "00000.ds.index")
+            np.array([3 * len(document) for document in documents], "<u8").tofile(folder / "00000.ds.bytes")
+            file = {"name": "00000.ds", "tokens": len(tokens), "documents": len(documents)}
+            entries[set_name] = {"tokens": len(tokens), "documents": len(documents), "files": [file]}
+        tokenizer = {"vocabulary": VOCABULARY, "end_of_text": VOCABULARY - 1, "token_bytes": 2}
+        write_json(directory / "manifest.json", {"sets": entries, "tokenizer": tokenizer})
+        return open_prepared(directory)
+
+    return make

@@ -60,6 +60,13 @@ def test_a_source_may_be_its_path_alone(tmp_path: Path) -> None:
     assert recipe.data.validation_sets["wiki"].path == "w.txt"
 
 
+@pytest.mark.parametrize(
+    "flags", [["--data.sources", "a.txt"], ["--data.sources=[a.txt]"], ["--data.sources", '[{"path": "a.txt"}]']]
+)
+def test_so_it_may_on_the_command_line(flags: list[str], tmp_path: Path) -> None:
+    assert [source.path for source in load("", *flags, tmp=tmp_path).data.sources] == ["a.txt"]
+
+
 BAD = [
     # text, flags, and what the one line must say: where, key, value or nearest name, what is allowed
     ("data: {tokenz: 1B}", [], ["r.yaml", "data.tokenz", "did you mean 'tokens'"]),

@@ -49,6 +49,7 @@ ALLOWED = {
 ALLOWED["pipeline"] = " ".join(ALLOWED)
 ALLOWED["cli"] = " ".join(ALLOWED)
 ALLOWED["__init__"] = " ".join(module for module in ALLOWED if module != "cli")
+ALLOWED["__main__"] = "cli"
 
 # What answers at once, on a machine without a GPU: neither may be imported with it.
 LIGHT = ["config", "recipe", "run_directory", "console", "schedule", "comparison", "result", "report", "cli"]
@@ -137,7 +138,7 @@ def test_the_table_itself_is_in_order() -> None:
     order = list(ALLOWED)
     for module, allowed in ALLOWED.items():
         assert set(allowed.split()) <= set(order[: order.index(module)]), module
-        assert "cli" not in allowed.split(), f"{module} may import cli"
+        assert module == "__main__" or "cli" not in allowed.split(), f"{module} may import cli"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pickle
 import shutil
@@ -13,6 +14,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+import transformers.utils.logging
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
@@ -113,7 +115,9 @@ def test_a_reference_without_a_tokenizer_is_found(llama: Path) -> None:
 
 def test_the_dtype_is_the_files_where_the_config_names_none(llama: Path) -> None:
     tensors = load_file(llama / "model.safetensors")
-    save_file({name: value.bfloat16() for name, value in tensors.items()}, llama / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: value.bfloat16() for name, value in tensors.items()}, llama / "model.safetensors", {"format": "pt"}
+    )
     edit_json(llama / "config.json", dtype=None)
     found = find(str(llama))
     assert found.dtype == "bfloat16"
@@ -318,6 +322,23 @@ def test_weights_that_do_not_fit_the_config_are_not_made_up(llama: Path) -> None
     assert "model.layers.2.input_layernorm.weight" in one_line(error)
 
 
+def test_tensors_that_the_model_has_no_place_for_are_named_in_one_line(
+    llama: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_warning()
+    try:
+        edit_json(llama / "config.json", num_hidden_layers=3)
+        load(find(str(llama)))
+        assert transformers.utils.logging.get_verbosity() == logging.WARNING
+    finally:
+        transformers.utils.logging.set_verbosity(before)
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "model.layers.3.input_layernorm.weight" in message
+    assert "9 such tensors" in message
+    assert "REPORT" not in capfd.readouterr().err
+
+
 def test_a_loaded_reference_is_in_eval_mode(gpt2_directory: Path) -> None:
     assert not any(module.training for module in load(find(str(gpt2_directory))).modules())
 
@@ -343,7 +364,14 @@ def test_blocks_and_final_norm_are_found_by_structure(gpt2_directory: Path) -> N
     assert final_norm(gpt2) is gpt2.get_submodule("transformer.ln_f")
     # OPT defines its final norm before its blocks
     opt = OPTForCausalLM(
-        OPTConfig(vocab_size=32, hidden_size=16, ffn_dim=16, num_hidden_layers=2, num_attention_heads=2, word_embed_proj_dim=16)
+        OPTConfig(
+            vocab_size=32,
+            hidden_size=16,
+            ffn_dim=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            word_embed_proj_dim=16,
+        )
     )
     assert final_norm(opt) is opt.model.decoder.final_layer_norm
 

@@ -107,8 +107,8 @@ def test_records_are_read_again_by_their_position(tmp_path: Path, name: str) -> 
     if name.endswith(".parquet"):
         write_parquet(path, [*TEXTS])
     else:
-        encode = {".gz": gzip.compress, ".zst": zstd_frames}.get(path.suffix, bytes)
-        path.write_bytes(encode(jsonl(TEXTS)))
+        encoders: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".zst": zstd_frames, ".jsonl": bytes}
+        path.write_bytes(encoders[path.suffix](jsonl(TEXTS)))
     (file,) = resolve(SourceConfig(str(path)))
     records = list(scan(file, 0, file.size))[1::2]
     assert list(read_again(file, [r.position for r in records], [r.length for r in records])) == TEXTS[1::2]
@@ -189,7 +189,7 @@ def test_a_file_that_is_not_what_it_says_is_refused(tmp_path: Path, name: str, c
 
 def test_what_names_nothing_is_refused(tmp_path: Path) -> None:
     for path in ("missing.txt", "*.txt", "hub:"):
-        with pytest.raises(Refused, match="no such file|no data set"):
+        with pytest.raises(Refused, match=r"no such file|no data set"):
             resolve(SourceConfig(path if path == "hub:" else str(tmp_path / path)))
     (tmp_path / "notes.rst").write_text("x")
     with pytest.raises(Refused, match="a directory without"):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -121,6 +122,11 @@ def _plain(parser: ArgumentParser, words: list[str]) -> Namespace:
     try:
         return parser.parse_args(words)
     except ArgumentError as error:
+        required = re.search(r"arguments are required: (.*)", str(error))
+        if required is not None:
+            flags = re.findall(r"--\w+", parser.format_usage())
+            names = [f"--{name}" if f"--{name}" in flags else name.upper() for name in required.group(1).split(", ")]
+            raise Refused(f"{parser.prog}: {' and '.join(names)} missing (see {parser.prog} --help)") from None
         raise Refused(f"{parser.prog}: {' '.join(str(error).split())} (see {parser.prog} --help)") from None
 
 
@@ -139,7 +145,7 @@ def _run_until(name: str, until: str) -> Callable[[list[str]], None]:
 
         parser = _parser(name, Recipe)
         parser.add_argument("recipe", type=str, help=f"a YAML file, or one of: {', '.join(packaged_recipes())}")
-        _, first = parse(parser, Recipe, words, {}, "command line")
+        _, first = parse(parser, Recipe, words, {}, f"inheritune {name}")
         values, where = read_recipe(first.recipe)
         recipe, namespace = parse(parser, Recipe, words, values, where)
         from inheritune import pipeline
@@ -165,7 +171,7 @@ def _prepare(words: list[str]) -> None:
     parser.add_argument(
         "--document_separator", type=str | None, default=None, help="what separates documents of plain-text SOURCEs"
     )
-    config, namespace = parse(parser, DataConfig, words, {}, "command line")
+    config, namespace = parse(parser, DataConfig, words, {}, "inheritune prepare")
     if namespace.out is None or namespace.tokenizer is None:
         raise Refused(f"prepare: --{'out' if namespace.out is None else 'tokenizer'} is missing")
     separator = namespace.document_separator

@@ -28,12 +28,13 @@ from inheritune.parallel import compute_dtype
 from inheritune.planning import parameters
 from inheritune.reference import Reference
 from inheritune.report import render_table, write_report
-from inheritune.result import MAIN_SET, OwnTraining, assemble
+from inheritune.result import OwnTraining, assemble
 from inheritune.run_directory import lock, read_json, read_jsonl, write_atomic, write_json
 from inheritune.tokens import Prepared, open_prepared
 from inheritune.training import Trainer, measure_all
 
 Record = dict[str, Any]
+_NAMES = {"random": "random control", "cut": "untrained cut"}
 _TOKENIZER_BYTES = 40_000_000
 """Text that a tokenizer is trained on at most: more changes a few thousand entries little, and takes minutes."""
 
@@ -95,6 +96,10 @@ class _Stages:
         if recipe.data.prepared is None:
             if not recipe.data.sources:
                 raise Refused("recipe: data.sources is empty; name files, a directory, hub:ORG/NAME or python-source")
+            if recipe.data.validation_share == 0 and not recipe.data.validation_sets:
+                raise Refused(
+                    "recipe: nothing to judge by: data.validation_share is 0; raise it, or name data.validation_sets"
+                )
             corpus.check_sources(self._data())
         self._check_directory()
         if recipe.reference is not None:
@@ -246,7 +251,7 @@ class _Stages:
         with self._timed("inherit"):
             model = references.load(reference)
             target, account = surgery.inherit(model, self.indices)
-            ids = torch.from_numpy(prepared.set(MAIN_SET).read(0, self.recipe.data.sequence_length))[None]
+            ids = torch.from_numpy(prepared.set(prepared.main_set).read(0, self.recipe.data.sequence_length))[None]
             proof = surgery.prove(model, target, self.indices, ids)
             write_json(self.directory / "reference.json", references.describe(reference))
             write_json(self.directory / "inheritance.json", {**account.record(), "proof": proof})
@@ -264,7 +269,7 @@ class _Stages:
             path.parent.mkdir(exist_ok=True)
             train = self.recipe.train
             dtype = compute_dtype(train.compute_dtype, self.world.device)
-            self.console.line(f"  measuring the {name} on {', '.join(prepared.measured_names)}")
+            self.console.line(f"  measuring the {_NAMES.get(name, name)} on {', '.join(prepared.measured_names)}")
             with self._timed(f"measure {name}"):
                 model.float().to(self.world.device)
                 losses = measure_all(
@@ -309,7 +314,7 @@ class _Stages:
         directory = self.directory if name == "target" else self.directory / "controls" / name
         directory.mkdir(parents=True, exist_ok=True)
         if not (directory / "model").exists():
-            self.console.stage(f"Training the {name}")
+            self.console.stage(f"Training the {_NAMES.get(name, name)}")
             model, dtype = self._model(name, prepared)
             trainer = Trainer(
                 model=model.to(self.world.device),
@@ -352,6 +357,7 @@ class _Stages:
             ledger=read_json(self.directory / "ledger.json"),
             control_metrics=read_jsonl(self.directory / "controls" / "random" / "metrics.jsonl"),
             own_training=own,
+            main_set=prepared.main_set,
         )
         result["sets"] = {
             name: {key: entry[key] for key in ("documents", "tokens", "bytes")}
@@ -366,7 +372,7 @@ class _Stages:
         assert self.reference is not None
         folder = Path(self.reference.path)
         record = read_json(folder / "inheritune.json") or {}
-        held_out = [file["sha256"] for file in prepared.manifest["sets"][MAIN_SET]["files"]]
+        held_out = [file["sha256"] for file in prepared.manifest["sets"][prepared.main_set]["files"]]
         return OwnTraining(
             name=self.reference.source,
             tokens=self.reference.tokens_trained,

@@ -78,7 +78,7 @@ def parse(
         _check_keys(kind, values, where, "")
     try:
         text = yaml.safe_dump(_with_plain_sources(kind, values))
-        namespace = parser.parse_args([*(["--config", text] if values else []), *flags])
+        namespace = parser.parse_args([*(["--config", text] if values else []), *_with_plain_source_flags(flags)])
         parsed = parser.instantiate(namespace)
     except (ArgumentError, ValueError, TypeError) as error:
         raise Refused(_reworded(kind, str(error), where, values, flags)) from None
@@ -249,6 +249,24 @@ def _with_plain_sources(kind: type[Any], values: dict[str, Any]) -> dict[str, An
     return values
 
 
+def _with_plain_source_flags(flags: Sequence[str]) -> list[str]:
+    """The same on the command line: `--data.sources a.txt` and `--data.sources '[a.txt, b.txt]'`."""
+    found = list(flags)
+    for index, flag in enumerate(flags):
+        name, equals, value = flag.partition("=")
+        if name not in ("--data.sources", "--sources") or (not equals and index + 1 >= len(flags)):
+            continue
+        try:
+            items = yaml.safe_load(value if equals else flags[index + 1])
+        except yaml.YAMLError:
+            continue  # jsonargparse says so
+        items = [items] if isinstance(items, str) else items
+        if isinstance(items, list):
+            written = yaml.safe_dump([{"path": item} if isinstance(item, str) else item for item in items])
+            found[index if equals else index + 1] = f"{name}={written}" if equals else written
+    return found
+
+
 def _place(key: str, where: str, overrides: Sequence[str]) -> str:
     """Where a key's value came from: the flag, if one gave it, else the file."""
     return f"--{key}" if any(flag.split("=")[0] == f"--{key}" for flag in overrides) else where
@@ -313,6 +331,9 @@ def _reworded(kind: type[Any], message: str, where: str, values: dict[str, Any],
         flag = (unknown.group(1) or unknown.group(2)).lstrip("-").split("=")[0]
         full = next((item.split("=")[0].lstrip("-") for item in overrides if item.split("=")[0].endswith(flag)), flag)
         return f"--{full}: unknown flag{_nearest(full, _all_keys(kind))}"
+    required = re.search(r"arguments are required: (\w+)", message)
+    if required:
+        return f"{where}: {required.group(1).upper()} is missing; see --help"
     missing_value = re.search(r"argument --([\w.]+).*expected (?:one|at least one) argument", message, re.DOTALL)
     if missing_value:
         return f"--{missing_value.group(1)}: needs a value; allowed: {_allowed_type(kind, missing_value.group(1))}"

@@ -14,7 +14,6 @@ import numpy as np
 from inheritune.comparison import share_of_gap, tokens_to_reach
 
 Record = dict[str, Any]
-MAIN_SET = "held-out"
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,7 @@ def assemble(
     ledger: Record,
     control_metrics: list[Record],
     own_training: OwnTraining | None,
+    main_set: str,
 ) -> Record:
     """`result.json` from a finished run's records.
 
@@ -45,6 +45,7 @@ def assemble(
         ledger: the run's `ledger.json`.
         control_metrics: the random control's metrics records; empty without one.
         own_training: the reference's; None without a reference.
+        main_set: the validation set that the verdict is about.
     """
     models = {key: _model(key, record, ledger) for key, record in losses.items()}
     target = models["target"]
@@ -64,11 +65,11 @@ def assemble(
         result["reference"] = {"name": own_training.name, **models["reference"], "tokens_trained": own_training.tokens}
         if "random" in losses:
             sets = {key: losses[key]["sets"] for key in ("random", "target", "reference")}
-            result["share"] = share(sets["random"], sets["target"], sets["reference"], MAIN_SET)
+            result["share"] = share(sets["random"], sets["target"], sets["reference"], main_set)
         result["tokens_to_match"] = tokens_to_match(
             target["validation_loss"],
-            validation_curve(control_metrics, MAIN_SET),
-            validation_curve(own_training.metrics, MAIN_SET),
+            validation_curve(control_metrics, main_set),
+            validation_curve(own_training.metrics, main_set),
             own_training.same_documents,
         )
     result["verdict"] = verdict(result)

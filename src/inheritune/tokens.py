@@ -78,6 +78,11 @@ class Prepared:
         )
 
     @property
+    def main_set(self) -> str:
+        """The validation set that verdicts are about: `held-out`, or the first that the recipe names."""
+        return next(name for name in self.measured_names if name != "development")
+
+    @property
     def measured_names(self) -> list[str]:
         """Every set that models are measured on: development and validation sets."""
         return [name for name in self.manifest["sets"] if name != "train"]

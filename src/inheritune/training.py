@@ -168,7 +168,7 @@ class Trainer:
                         "kind": "step",
                         "step": state.step,
                         "tokens": self._tokens_seen(blocks),
-                        "pass": (state.step * config.batch_sequences - 1) // blocks.blocks,
+                        "pass": (self._sequences_seen(blocks) - 1) // blocks.blocks,
                         "loss": loss,
                         "learning_rate": rate,
                         "gradient_norm": norm,
@@ -221,9 +221,11 @@ class Trainer:
         optimizer.zero_grad()
         return float(total), float(norm), tokens
 
+    def _sequences_seen(self, blocks: TrainingBlocks) -> int:
+        return min(self._state.step * self.config.batch_sequences, blocks.blocks * self.passes)
+
     def _tokens_seen(self, blocks: TrainingBlocks) -> int:
-        sequences = min(self._state.step * self.config.batch_sequences, blocks.blocks * self.passes)
-        return sequences * self.sequence_length
+        return self._sequences_seen(blocks) * self.sequence_length
 
     def _validate(self, metrics: Metrics, blocks: TrainingBlocks, dtype: torch.dtype) -> None:
         """Measure every set but the training set; keep the best weights by the development set if they are exported."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -41,9 +42,15 @@ def main() -> None:
 
 
 def _end(directory: Path, error: InherituneError) -> NoReturn:
-    """Tell the parent why, and end at once, workers and all."""
+    """Tell the parent why, and end at once."""
     write_json(directory / "error.json", {"refused": isinstance(error, Refused), "message": str(error)})
-    os._exit(error.exit_code)
+    _end_group()
+
+
+def _end_group() -> NoReturn:
+    """End this process and all that it started, which the parent made a group of its own."""
+    os.killpg(0, signal.SIGKILL)
+    os._exit(1)
 
 
 def _end_with_parent() -> None:
@@ -51,18 +58,19 @@ def _end_with_parent() -> None:
     # Not through sys.stdin: a fork would copy its lock while it is held, and the copy would wait for ever.
     while os.read(0, 1):
         pass
-    os._exit(1)
+    _end_group()
 
 
 def _end_with_killed_worker(directory: Path) -> None:
     """A pool waits for ever for the task of a worker that was killed (out of memory, say)."""
     import multiprocess  # type: ignore[import-untyped]
 
-    workers = set()
+    workers: set[multiprocess.Process] = set()
     while True:
-        workers.update(multiprocess.active_children())
+        workers.update(child for child in multiprocess.active_children() if "PoolWorker" in child.name)
         for worker in workers:
-            if worker.exitcode is not None and worker.exitcode < 0:
+            # SIGTERM is how the pool itself ends its workers.
+            if worker.exitcode is not None and worker.exitcode < 0 and worker.exitcode != -signal.SIGTERM:
                 reason = f"a worker was killed by signal {-worker.exitcode} (9: out of memory, most likely)"
                 _end(directory, Failed(f"{directory}: {reason}; lower data.workers and start again to go on"))
         time.sleep(_WATCH_SECONDS)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from inheritune.corpus.steps import Scan, Tokenise
@@ -77,15 +78,20 @@ def _run_apart(step: Step, directory: Path, tasks: int, workers: int) -> None:
     with (directory / "log.txt").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "inheritune.corpus.executor", json.dumps(job)],
-            stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,  # closes when this process ends, however it ends
+            stdout=log,
+            stderr=log,
+            env=environment,
+            process_group=0,
+        )
+        code = None
         try:
             code = process.wait()
         finally:
-            process.kill()
-            assert process.stdin is not None
-            process.stdin.close()
-            process.wait()
+            if code != 0:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
     error = read_json(error_file)
     if error is not None:
         raise (Refused if error["refused"] else Failed)(error["message"])

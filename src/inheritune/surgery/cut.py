@@ -139,6 +139,7 @@ def inherit(
         if not same_bits(tensor, value):
             raise Failed(f"{name}: differs from the reference's {places[name]} after the cut")
         records.append(_tensor_record(name, places[name], tied.get(name), tensor))
+    _copy_derived(model, target, indices)
     target.config.dtype = target.dtype
     if isinstance(source, Reference):
         setattr(target.config, LINEAGE_KEY, lineage_for_config(lineage(source, indices)))
@@ -201,10 +202,7 @@ def _places(model: PreTrainedModel, target: PreTrainedModel, indices: Indices) -
     theirs = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     places = {}
     for name, tensor in target.state_dict().items():
-        place = name
-        if name.startswith(blocks):
-            position, _, rest = name.removeprefix(blocks).partition(".")
-            place = f"{blocks}{indices[int(position)]}.{rest}"
+        place = _place(name, blocks, indices)
         if place not in theirs:
             raise Failed(f"{name}: the reference has no {place}, and nothing is made up for it")
         if theirs[place] != tuple(tensor.shape):
@@ -214,6 +212,28 @@ def _places(model: PreTrainedModel, target: PreTrainedModel, indices: Indices) -
     if lost:
         raise Failed(f"{lost[0]}: outside the blocks, yet the target has no place for it ({len(lost)} such tensors)")
     return places
+
+
+def _place(name: str, blocks: str, indices: Indices) -> str:
+    """The reference's name for what the target calls `name`; `blocks` is how the names of the blocks' tensors begin."""
+    if not name.startswith(blocks):
+        return name
+    position, _, rest = name.removeprefix(blocks).partition(".")
+    return f"{blocks}{indices[int(position)]}.{rest}"
+
+
+def _copy_derived(model: PreTrainedModel, target: PreTrainedModel, indices: Indices) -> None:
+    """Take over the buffers that are computed from the config and never saved, such as rotary frequencies.
+
+    transformers 5.24 keeps them in float32 whatever the dtype that it loads, but `model.to(bfloat16)` casts them; a
+    target with other frequencies than its reference would compute something else.
+    """
+    blocks = f"{block_list(model)[0]}."
+    theirs, saved = dict(model.named_buffers()), target.state_dict().keys()
+    for name, buffer in target.named_buffers():
+        value = theirs.get(_place(name, blocks, indices))
+        if name not in saved and value is not None:
+            buffer.data = value.detach().clone()
 
 
 def _may_be_per_layer(name: str) -> bool:

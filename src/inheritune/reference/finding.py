@@ -1,18 +1,13 @@
-"""References: where a large model comes from, whether its files can be trusted, and where its blocks are.
-
-`find` reads config, tokenizer and the headers of the weight files, and refuses what cannot be inherited from; `load`
-reads the model itself. Weights come from safetensors, or from pickles that `torch.load(weights_only=True)` accepts;
-nothing else is ever unpickled.
-"""
+"""Finding: from a user's word to a reference whose files can be trusted; and loading it."""
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import hashlib
 import json
-import pickletools
+import logging
 import re
-import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
@@ -21,7 +16,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import metadata_load, snapshot_download
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -30,14 +24,18 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as transformers_logging
 
 from inheritune.errors import Failed, Refused
+from inheritune.reference.structure import block_list, count_parameters, fresh
+from inheritune.reference.weights import one_line, stored_dtype, weight_files
 from inheritune.run_directory import read_json
+
+_LOG = logging.getLogger(__name__)
 
 PACKAGED = "packaged:"
 LINEAGE_KEY = "inheritune"
 """Where a target's config holds its lineage; transformers keeps keys that it does not know."""
-_SAFE, _PICKLED = "model.safetensors", "pytorch_model.bin"
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -116,11 +114,11 @@ def find(reference: str, revision: str | None = None, trust_remote_code: bool = 
     """
     path, commit = _locate(reference, revision, trust_remote_code)
     config = _config(reference, path, trust_remote_code)
-    files = _weight_files(reference, path)
+    files = weight_files(reference, path)
     skeleton = _skeleton(reference, config, trust_remote_code)
     tokenizer = _tokenizer(reference, path, trust_remote_code)
     head, embedding = skeleton.get_output_embeddings(), skeleton.get_input_embeddings()
-    total, inner = _count(skeleton)
+    total, inner = count_parameters(skeleton)
     card = metadata_load(path / "README.md") if (path / "README.md").exists() else None
     licence = card.get("license") if isinstance(card, dict) else None
     seen = path / "seen.txt"
@@ -136,7 +134,7 @@ def find(reference: str, revision: str | None = None, trust_remote_code: bool = 
         parameters_without_embeddings=inner,
         embedding_rows=next(embedding.parameters()).shape[0],
         tied=head is not None and head.weight is embedding.weight,
-        dtype=_dtype(config, files),
+        dtype=str(config.dtype or stored_dtype(files[0])).removeprefix("torch."),
         max_positions=getattr(config.get_text_config(), "max_position_embeddings", None),
         weight_files=files,
         tokens_trained=_tokens_trained(path, config),
@@ -160,14 +158,15 @@ def load(reference: Reference, dtype: torch.dtype | None = None) -> PreTrainedMo
             random values in its place.
     """
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            reference.path,
-            dtype=dtype if dtype is not None else getattr(torch, reference.dtype),
-            trust_remote_code=reference.trust_remote_code,
-            output_loading_info=True,
-            # Otherwise transformers 5.24 raises for a wrong shape without saying which tensor has it.
-            ignore_mismatched_sizes=True,
-        )
+        with _quiet():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                reference.path,
+                dtype=dtype if dtype is not None else getattr(torch, reference.dtype),
+                trust_remote_code=reference.trust_remote_code,
+                output_loading_info=True,
+                # Otherwise transformers 5.24 raises for a wrong shape without saying which tensor has it.
+                ignore_mismatched_sizes=True,
+            )
         model, info = loaded
     except _LOADING_ERRORS as error:
         raise Failed(f"{reference.source}: transformers cannot load it: {one_line(error)}") from error
@@ -176,66 +175,12 @@ def load(reference: Reference, dtype: torch.dtype | None = None) -> PreTrainedMo
     if wrong:
         what = f"{wrong[0]} is missing or of another shape ({len(wrong)} such tensors)"
         raise Failed(f"{reference.source}: its weights do not fit its config: {what}; give a complete model")
+    if info["unexpected_keys"]:
+        first, count = min(info["unexpected_keys"]), len(info["unexpected_keys"])
+        _LOG.warning("%s: the model has no place for %s (%d such tensors of its files)", reference.source, first, count)
     assert isinstance(model, PreTrainedModel)
     model.eval()
     return model
-
-
-def fresh(config: PretrainedConfig, seed: int, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """A model of this config from random init, as transformers initialises it, in the config's dtype.
-
-    The same seed gives the same model; the caller's random state and config are left as they were.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        # a copy: from_config writes the dtype that it resolved into the config it is given
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code)
-    assert isinstance(model, PreTrainedModel)
-    return model
-
-
-def block_list(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """The blocks of a model's text decoder and their dotted name, found by structure.
-
-    They are the outermost `nn.ModuleList` in the decoder with as many entries as the config has layers.
-
-    Raises:
-        Refused: none, or several that could be meant.
-    """
-    layers = model.config.get_text_config().num_hidden_layers
-    inside = {id(module) for module in model.get_decoder().modules()}
-    candidates = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == layers and id(module) in inside
-    }
-    # a mixture's experts may be as many as the layers: they lie inside a block
-    outermost = [name for name in candidates if not any(name.startswith(f"{other}.") for other in candidates)]
-    if len(outermost) != 1:
-        found = "none" if not outermost else ", ".join(outermost)
-        raise Refused(f"{type(model).__name__}: which list holds the {layers} blocks is not clear; candidates: {found}")
-    return outermost[0], candidates[outermost[0]]
-
-
-def final_norm(model: PreTrainedModel) -> nn.Module | None:
-    """The norm between the last block and the head; None where the architecture has none.
-
-    It is the norm that stands beside the block list; of several, the one that was defined after it.
-
-    Raises:
-        Refused: several that could be meant.
-    """
-    name, blocks = block_list(model)
-    parent = model.get_submodule(name.rpartition(".")[0])
-    children = list(parent.named_children())
-    position = [child is blocks for _, child in children].index(True)
-    norms = [(index, child) for index, (_, child) in enumerate(children) if "norm" in type(child).__name__.lower()]
-    after = [child for index, child in norms if index > position]
-    found = after or [child for _, child in norms]
-    if len(found) > 1:
-        names = ", ".join(child_name for child_name, child in children if child in found)
-        raise Refused(f"{type(model).__name__}: which norm is the final one is not clear; candidates: {names}")
-    return found[0] if found else None
 
 
 def check_sequence_length(reference: Reference, tokens: int) -> None:
@@ -278,9 +223,15 @@ def describe(reference: Reference) -> dict[str, Any]:
     }
 
 
-def one_line(error: BaseException) -> str:
-    """An error of a library as one line of at most 300 characters."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from printing its loading report: what matters in it is raised or logged in one line."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
 
 
 def _locate(reference: str, revision: str | None, trust_remote_code: bool) -> tuple[Path, str | None]:
@@ -343,7 +294,7 @@ def _config(source: str, path: Path, trust_remote_code: bool) -> PretrainedConfi
 def _skeleton(source: str, config: PretrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
     """The model without values, on the meta device: what it is made of can be counted at no cost."""
     try:
-        with torch.device("meta"):
+        with _quiet(), torch.device("meta"):
             model = fresh(config, 0, trust_remote_code=trust_remote_code)
         block_list(model)
     except _LOADING_ERRORS as error:
@@ -361,122 +312,6 @@ def _tokenizer(source: str, path: Path, trust_remote_code: bool) -> PreTrainedTo
         raise Refused(f"{source}: transformers cannot read its tokenizer: {one_line(error)}") from error
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     return tokenizer
-
-
-def _weight_files(source: str, path: Path) -> tuple[Path, ...]:
-    """The weight files that transformers would read, in its order of preference, each checked to be whole and safe."""
-    for name, check in ((_SAFE, _safetensors_names), (_PICKLED, _pickle_names)):
-        index = path / f"{name}.index.json"
-        if (path / name).exists():
-            check(source, path / name)
-            return (path / name,)
-        if index.exists():
-            return _shards(source, index, check)
-    raise Refused(f"{source}: no weights: {path} holds neither {_SAFE} nor {_PICKLED}, whole or in shards")
-
-
-def _shards(source: str, index: Path, check: Any) -> tuple[Path, ...]:
-    """The shards of an index; every tensor it names must be in its shard."""
-    try:
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted({str(Path(name)) for name in places.values()})
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise Refused(f"{source}: {index.name} is no index of weights: {one_line(error)}") from error
-    files = tuple(index.with_name(name) for name in names)
-    for file in files:
-        if not file.exists():
-            raise Refused(f"{source}: {file.name} is missing, one of {len(files)} weight files that {index.name} names")
-        held = check(source, file)
-        absent = [tensor for tensor, place in places.items() if place == file.name and tensor not in held]
-        if absent:
-            raise Refused(f"{source}: {file.name} lacks {absent[0]}, which {index.name} says is there")
-    return files
-
-
-def _safetensors_header(source: str, file: Path) -> dict[str, Any]:
-    """The header of a safetensors file whose size is what the header promises."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        start = stream.read(8)
-        if start == b"version ":
-            raise Refused(f"{source}: {file.name} is a Git LFS pointer, not weights; fetch them with `git lfs pull`")
-        length = int.from_bytes(start, "little")
-        if len(start) < 8 or length > size - 8:
-            raise Refused(f"{source}: {file.name} is truncated or no safetensors file ({size} bytes); copy it again")
-        try:
-            header: dict[str, Any] = json.loads(stream.read(length))
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise Refused(f"{source}: {file.name} is no safetensors file: its header cannot be read") from error
-    promised = 8 + length + max(ends, default=0)
-    if promised != size:
-        raise Refused(
-            f"{source}: {file.name} has {size} bytes, not the {promised} that its header states; copy it again"
-        )
-    header.pop("__metadata__", None)
-    return header
-
-
-def _safetensors_names(source: str, file: Path) -> set[str]:
-    return set(_safetensors_header(source, file))
-
-
-def _pickle_names(source: str, file: Path) -> set[str]:
-    """The tensors of a pickled state dict that holds nothing but tensors."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of the pickle's protocol, which is no help to the user
-            tensors = torch.load(file, map_location="meta", weights_only=True)
-    except Exception as error:  # a pickle may hold anything, so reading it may fail in any way; none runs its code
-        match = re.search(r"GLOBAL (\S+)", str(error))
-        wanted = match.group(1) if match else _first_global(file)
-        why = f"is an unsafe pickle: it asks for {wanted}" if wanted else "is truncated or holds more than tensors"
-        raise Refused(f"{source}: {file.name} {why}; give the weights as safetensors") from error
-    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
-        raise Refused(f"{source}: {file.name} is no state dict (names and tensors); give the weights as safetensors")
-    return set(tensors)
-
-
-def _first_global(file: Path) -> str | None:
-    """The first class or function that a plain pickle asks for, read from its opcodes; nothing is executed.
-
-    torch 2.13 names it only in pickles of protocol 2, which `torch.save` writes.
-    """
-    strings: list[str] = []
-    try:
-        with file.open("rb") as stream:
-            for opcode, argument, _ in pickletools.genops(stream):
-                if opcode.name in ("GLOBAL", "INST"):
-                    return str(argument).replace(" ", ".")
-                if opcode.name == "STACK_GLOBAL" and len(strings) > 1:
-                    return ".".join(strings[-2:])
-                if isinstance(argument, str):
-                    strings.append(argument)
-    except ValueError:  # no pickle
-        return None
-    return None
-
-
-def _dtype(config: PretrainedConfig, files: tuple[Path, ...]) -> str:
-    """The dtype that the config names; else that of the first floating-point tensor of the files."""
-    if config.dtype is not None:
-        return str(config.dtype).removeprefix("torch.")
-    names = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-    if files[0].suffix == ".safetensors":
-        stored = [entry["dtype"] for entry in _safetensors_header(files[0].name, files[0]).values()]
-    else:
-        by_name = {value: key for key, value in names.items()}
-        tensors = torch.load(files[0], map_location="meta", weights_only=True)
-        stored = [by_name.get(str(tensor.dtype).removeprefix("torch."), "") for tensor in tensors.values()]
-    return next((names[dtype] for dtype in stored if dtype in names), "float32")
-
-
-def _count(model: PreTrainedModel) -> tuple[int, int]:
-    """Parameters in all, and without embeddings and head; a tied one counts once."""
-    head = model.get_output_embeddings()
-    outer = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding) or module is head}
-    sizes = {id(parameter): parameter.numel() for parameter in model.parameters()}
-    return sum(sizes.values()), sum(size for key, size in sizes.items() if key not in outer)
 
 
 def _tokens_trained(path: Path, config: PretrainedConfig) -> int | None:

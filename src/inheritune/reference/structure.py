@@ -1,0 +1,76 @@
+"""Structure: where a model's blocks and its final norm are, how many parameters it has; and models from random init."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from inheritune.errors import Refused
+
+
+def block_list(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """The blocks of a model's text decoder and their dotted name, found by structure.
+
+    They are the outermost `nn.ModuleList` in the decoder with as many entries as the config has layers.
+
+    Raises:
+        Refused: none, or several that could be meant.
+    """
+    layers = model.config.get_text_config().num_hidden_layers
+    inside = {id(module) for module in model.get_decoder().modules()}
+    candidates = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == layers and id(module) in inside
+    }
+    # a mixture's experts may be as many as the layers: they lie inside a block
+    outermost = [name for name in candidates if not any(name.startswith(f"{other}.") for other in candidates)]
+    if len(outermost) != 1:
+        found = "none" if not outermost else ", ".join(outermost)
+        raise Refused(f"{type(model).__name__}: which list holds the {layers} blocks is not clear; candidates: {found}")
+    return outermost[0], candidates[outermost[0]]
+
+
+def final_norm(model: PreTrainedModel) -> nn.Module | None:
+    """The norm between the last block and the head; None where the architecture has none.
+
+    It is the norm that stands beside the block list; of several, the one that was defined after it.
+
+    Raises:
+        Refused: several that could be meant.
+    """
+    name, blocks = block_list(model)
+    parent = model.get_submodule(name.rpartition(".")[0])
+    children = list(parent.named_children())
+    position = [child is blocks for _, child in children].index(True)
+    norms = [(index, child) for index, (_, child) in enumerate(children) if "norm" in type(child).__name__.lower()]
+    after = [child for index, child in norms if index > position]
+    found = after or [child for _, child in norms]
+    if len(found) > 1:
+        names = ", ".join(child_name for child_name, child in children if child in found)
+        raise Refused(f"{type(model).__name__}: which norm is the final one is not clear; candidates: {names}")
+    return found[0] if found else None
+
+
+def fresh(config: PretrainedConfig, seed: int, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """A model of this config from random init, as transformers initialises it, in the config's dtype.
+
+    The same seed gives the same model; the caller's random state and config are left as they were.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        # a copy: from_config writes the dtype that it resolved into the config it is given
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code)
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def count_parameters(model: PreTrainedModel) -> tuple[int, int]:
+    """Parameters in all, and without embeddings and head; a tied one counts once."""
+    head = model.get_output_embeddings()
+    outer = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding) or module is head}
+    sizes = {id(parameter): parameter.numel() for parameter in model.parameters()}
+    return sum(sizes.values()), sum(size for key, size in sizes.items() if key not in outer)

@@ -1,0 +1,253 @@
+"""Bad input, from the command line: one clear line, the right exit code, no traceback, nothing written."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import pickle
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from inheritune import checkpoint
+from inheritune.cli import main
+from inheritune.run_directory import lock, read_json
+
+WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+
+
+class Ground:
+    """A directory with a good recipe, its text and its reference, and ways to spoil them."""
+
+    def __init__(self, root: Path, reference: Path) -> None:
+        self.root = root
+        self.text = root / "text.jsonl"
+        made = random.Random(0)
+        lines = [json.dumps({"text": " ".join(made.choices(WORDS, k=50))}) for _ in range(120)]
+        self.text.write_text("\n".join(lines))
+        self.reference = root / "reference"
+        shutil.copytree(reference, self.reference)
+        self.recipe = root / "recipe.yaml"
+        self.recipe.write_text(
+            f"name: ground\nreference: {self.reference}\n"
+            f"data: {{sources: [{self.text}], tokens: 2000, sequence_length: 32, validation_share: 0.1, "
+            "development_share: 0.1, validation_tokens: 500, development_tokens: 500, workers: 1}\n"
+            "train: {batch_sequences: 4, micro_batch_sequences: 4, warmup_steps: 1, checkpoint_every_steps: 1, "
+            "compute_dtype: float32}\n"
+        )
+        self.out = root / "out"
+
+    def run(self, *flags: str) -> int:
+        return main(["run", str(self.recipe), "--out", str(self.out), *flags])
+
+
+@pytest.fixture
+def ground(tmp_path: Path, llama_directory: Path) -> Ground:
+    return Ground(tmp_path, llama_directory)
+
+
+def empty_text(ground: Ground) -> None:
+    ground.text.write_text("")
+
+
+def no_text(ground: Ground) -> None:
+    ground.text.unlink()
+
+
+def not_gzip(ground: Ground) -> None:
+    (ground.root / "text.jsonl.gz").write_bytes(ground.text.read_bytes())
+
+
+def cut_gzip(ground: Ground) -> None:
+    (ground.root / "text.jsonl.gz").write_bytes(gzip.compress(ground.text.read_bytes())[:-20])
+
+
+def not_parquet(ground: Ground) -> None:
+    (ground.root / "text.parquet").write_bytes(b"no parquet at all")
+
+
+def undecodable(ground: Ground) -> None:
+    ground.text.write_bytes(ground.text.read_bytes() + b'\n{"text": "\xff\xfe"}')
+
+
+def bad_line(ground: Ground) -> None:
+    ground.text.write_text(ground.text.read_text() + '\n{"text": "unfinished')
+
+
+def no_field(ground: Ground) -> None:
+    ground.text.write_text(ground.text.read_text() + '\n{"txt": "misnamed"}')
+
+
+def no_weights(ground: Ground) -> None:
+    (ground.reference / "model.safetensors").unlink()
+
+
+def truncated_weights(ground: Ground) -> None:
+    file = ground.reference / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+class Unsafe:
+    """Runs a command when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, ("touch /tmp/inheritune-was-here",)
+
+
+def unsafe_pickle(ground: Ground) -> None:
+    (ground.reference / "model.safetensors").unlink()
+    (ground.reference / "pytorch_model.bin").write_bytes(pickle.dumps({"weights": Unsafe()}))
+
+
+def no_model(ground: Ground) -> None:
+    (ground.reference / "config.json").unlink()
+
+
+def foreign_tokenizer(ground: Ground) -> None:
+    file = ground.reference / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    entry = {"id": 5000, "content": "<|far|>", "special": True}
+    tokenizer["added_tokens"].append({**tokenizer["added_tokens"][0], **entry})
+    file.write_text(json.dumps(tokenizer))
+
+
+def nothing(ground: Ground) -> None:
+    """All is well but for the flags."""
+
+
+CASES: list[tuple[Callable[[Ground], None], list[str], list[str]]] = [
+    (no_text, [], ["text.jsonl", "no such"]),
+    (empty_text, [], ["text.jsonl", "empty"]),
+    (not_gzip, ["--data.sources", '["{root}/text.jsonl.gz"]'], ["text.jsonl.gz", "gzip"]),
+    (cut_gzip, ["--data.sources", '["{root}/text.jsonl.gz"]'], ["text.jsonl.gz"]),
+    (not_parquet, ["--data.sources", '["{root}/text.parquet"]'], ["text.parquet", "Parquet"]),
+    (undecodable, [], ["text.jsonl:121", "UTF-8"]),
+    (bad_line, [], ["text.jsonl:121", "JSON"]),
+    (no_field, [], ["text.jsonl:121", "text"]),
+    (nothing, ["--data.sources", '["{root}/*.nothing"]'], ["*.nothing"]),
+    (nothing, ["--data.tokens", "10M"], ["tokens", "10,000,000"]),
+    (nothing, ["--data.validation_share", "0.000001"], ["validation", "validation_share"]),
+    (nothing, ["--data.sequence_length", "1000"], ["data.sequence_length", "1000", "128 positions"]),
+    (nothing, ["--inherit.layers", "0"], ["layers", "0"]),
+    (nothing, ["--inherit.layers", "5"], ["layers", "5", "4"]),
+    (nothing, ["--inherit.layers", "some"], ["layers", "some"]),
+    (nothing, ["--train.learning_rate", "0"], ["train.learning_rate", "above 0"]),
+    (nothing, ["--train.learning_rate", ".nan"], ["train.learning_rate", "a number"]),
+    (nothing, ["--controls", "[stack]"], ["controls", "stack", "random, cut"]),
+    (nothing, ["--reference", "{root}/nowhere"], ["nowhere"]),
+    (nothing, ["--reference", "org/model-that-is-not-cached"], ["org/model-that-is-not-cached"]),
+    (no_weights, [], ["reference", "weights"]),
+    (truncated_weights, [], ["model.safetensors"]),
+    (unsafe_pickle, [], ["pytorch_model.bin", "system"]),
+    (no_model, [], ["config.json"]),
+    (foreign_tokenizer, [], ["tokenizer", "320 rows"]),
+    (nothing, ["--data.passes", "2", "--data.pases", "3"], ["--data.pases", "data.passes"]),
+]
+
+
+@pytest.mark.parametrize(("spoil", "flags", "said"), CASES, ids=[f"{c[0].__name__}{c[1][-1:]}" for c in CASES])
+def test_bad_input_is_one_line_and_leaves_nothing(
+    spoil: Callable[[Ground], None],
+    flags: list[str],
+    said: list[str],
+    ground: Ground,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    spoil(ground)
+    code = ground.run(*(flag.replace("{root}", str(ground.root)) for flag in flags))
+    captured = capsys.readouterr()
+    assert code == 2, captured.err
+    assert captured.out == ""
+    complaint = [line for line in captured.err.splitlines() if line.startswith("inheritune: ")]
+    assert len(complaint) == 1
+    assert captured.err.rstrip().endswith(complaint[0]), "the complaint is the last line"
+    for part in said:
+        assert part in complaint[0]
+    assert "Traceback" not in captured.err
+    assert not ground.out.exists()
+    assert not Path("/tmp/inheritune-was-here").exists()
+
+
+def test_a_directory_in_use(ground: Ground, capsys: pytest.CaptureFixture[str]) -> None:
+    with lock(ground.out):
+        assert ground.run() == 2
+    assert "in use by another run" in capsys.readouterr().err
+
+
+def test_a_directory_of_another_recipe(ground: Ground, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ground.run("--data.passes", "1") == 0
+    before = {path: path.stat().st_mtime_ns for path in ground.out.rglob("*")}
+    assert ground.run("--data.passes", "3") == 2
+    assert "data.passes: 1 there, 3 here" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in ground.out.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["rnu"], "did you mean 'run'"),
+        (["run"], "inheritune run: RECIPE is missing"),
+        (["run", "dmeo"], "did you mean 'demo'"),
+        (["inherit", "x"], "--layers"),
+        (["prepare", "x.txt"], "is missing"),
+        (["report", "/nonexistent"], "/nonexistent"),
+        (["report"], "RUN missing"),
+    ],
+)
+def test_a_wrong_command_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_full_disk_later_keeps_what_was_finished(
+    ground: Ground, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, count = checkpoint.save_file, 0
+
+    def full(tensors: dict[str, object], path: Path) -> None:
+        nonlocal count
+        count += 1
+        if count > 4:
+            raise OSError(28, "No space left on device", str(path))
+        real(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    assert ground.run() == 1
+    err = capsys.readouterr().err
+    assert "No space left on device" in err
+    assert "Traceback" not in err
+    assert read_json(ground.out / "result.json")["state"] == "failed"
+    assert [path.name for path in checkpoint.checkpoints(ground.out / "checkpoints")] == [
+        "step_00000001",
+        "step_00000002",
+    ]
+    monkeypatch.setattr(checkpoint, "save_file", real)
+    assert ground.run() == 0
+    assert read_json(ground.out / "result.json")["state"] == "done"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_run_after_a_checkpoint(ground: Ground, number: int, code: int) -> None:
+    command = [sys.executable, "-c", "from inheritune.cli import main_entry; main_entry()"]
+    words = ["run", str(ground.recipe), "--out", str(ground.out), "--data.passes", "2000"]
+    process = subprocess.Popen([*command, *words], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not checkpoint.checkpoints(ground.out / "checkpoints") and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert err.strip().splitlines()[-1].endswith("checkpoint written; the same command goes on from there")
+    assert "Traceback" not in err
+    assert read_json(ground.out / "result.json")["state"] == "preempted"

@@ -1,0 +1,274 @@
+"""A whole run on a tiny reference: its records, going on, repeating, and what it refuses to touch."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from inheritune import corpus, pipeline, recipe as recipes
+from inheritune.config import Recipe
+from inheritune.console import Console
+from inheritune.errors import Interrupted, Refused
+from inheritune.run_directory import lock, read_json, read_jsonl
+
+WORDS = [first + second for first in "bdgklmnprst" for second in ("a", "ein", "olu")]
+
+
+class Silent(Console):
+    """Keeps what a run says; sends SIGTERM to it after so many steps."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+        self.steps_left = stop_after
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+    def stage(self, text: str) -> None:
+        self.lines.append(text)
+
+    def table(self, table: Any) -> None:
+        self.lines.append(str(type(table)))
+
+    def progress(self, step: Any) -> None:
+        if self.steps_left is not None:
+            self.steps_left -= 1
+            if self.steps_left == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """200 short documents, one a line."""
+    import random
+
+    made = random.Random(0)
+    path = tmp_path_factory.mktemp("text") / "text.jsonl"
+    lines = [json.dumps({"text": " ".join(made.choices(WORDS, k=60))}) for _ in range(200)]
+    path.write_text("\n".join(lines))
+    return path
+
+
+def recipe(reference: Path, text: Path, *flags: str) -> Recipe:
+    return recipes.parse(
+        recipes.build_parser(Recipe),
+        Recipe,
+        flags,
+        {
+            "name": "tiny",
+            "reference": str(reference),
+            "data": {
+                "sources": [str(text)],
+                "tokens": 4000,
+                "passes": 2,
+                "sequence_length": 32,
+                "validation_share": 0.1,
+                "development_share": 0.1,
+                "validation_tokens": 1500,
+                "development_tokens": 800,
+                "workers": 1,
+            },
+            "train": {
+                "batch_sequences": 8,
+                "micro_batch_sequences": 4,
+                "learning_rate": 5e-3,
+                "warmup_steps": 2,
+                "validate_every_steps": 10,
+                "checkpoint_every_steps": 5,
+                "compute_dtype": "float32",
+            },
+            "controls": ["random", "cut"],
+        },
+        "test",
+    )[0]
+
+
+@pytest.fixture(scope="module")
+def finished(llama_directory: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "run"
+    pipeline.run(recipe(llama_directory, text), out, console=Silent())
+    return out
+
+
+def test_the_records_are_all_there(finished: Path) -> None:
+    result = read_json(finished / "result.json")
+    assert result["state"] == "done"
+    assert (result["reference"]["layers"], result["target"]["layers"]) == (4, 2)
+    assert result["unique_tokens"] == 3999 // 32 * 32
+    assert result["tokens_trained"] == 2 * result["unique_tokens"]
+    assert result["passes"] == 2
+    assert result["matched"] is None
+    assert set(result["controls"]) == {"random", "cut"}
+    for name in (
+        *("recipe.yaml", "environment.json", "reference.json", "inheritance.json", "metrics.jsonl", "ledger.json"),
+        *("report.html", "data/manifest.json", "model/config.json"),
+        *("controls/random/model/config.json", "controls/random/metrics.jsonl"),
+    ):
+        assert (finished / name).exists(), name
+    account = read_json(finished / "inheritance.json")
+    assert {record["status"] for record in account["tensors"]} == {"inherited"}
+    assert "seconds" not in json.dumps(result), "times belong in the ledger: result.json must repeat"
+
+
+def test_reported_losses_are_those_of_the_exported_model(finished: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(finished / "model")
+    AutoTokenizer.from_pretrained(finished / "model")
+    manifest = read_json(finished / "data" / "manifest.json")
+    import numpy as np
+
+    tokens = np.fromfile(finished / "data" / "held-out" / "00000.ds", "<u2").astype(np.int64)
+    stream = np.concatenate([[manifest["tokenizer"]["end_of_text"]], tokens])
+    total = 0.0
+    for start in range(0, len(tokens), 32):
+        piece = torch.from_numpy(stream[start : start + 33])[None]
+        with torch.no_grad():
+            logits = model(piece[:, :-1]).logits.float()
+        total += float(torch.nn.functional.cross_entropy(logits[0], piece[0, 1:], reduction="sum"))
+    reported = read_json(finished / "result.json")["target"]["validation_loss"]
+    assert reported == pytest.approx(total / len(tokens), rel=1e-5)
+
+
+def test_before_training_the_target_is_the_cut(finished: Path) -> None:
+    result = read_json(finished / "result.json")
+    first = next(r for r in read_jsonl(finished / "metrics.jsonl") if r["kind"] == "validation")
+    assert first["step"] == 0
+    assert first["losses"]["held-out"] == pytest.approx(result["controls"]["cut"]["validation_loss"], rel=1e-5)
+
+
+def test_the_control_sees_the_same_tokens_in_the_same_order(finished: Path) -> None:
+    records = [
+        [(r["step"], r["tokens"], r["pass"]) for r in read_jsonl(path) if r["kind"] == "step"]
+        for path in (finished / "metrics.jsonl", finished / "controls" / "random" / "metrics.jsonl")
+    ]
+    assert records[0] == records[1]
+    random_init = AutoModelForCausalLM.from_pretrained(finished / "controls" / "random" / "model")
+    target = AutoModelForCausalLM.from_pretrained(finished / "model")
+    assert [p.shape for p in random_init.parameters()] == [p.shape for p in target.parameters()]
+
+
+def test_done_is_skipped(finished: Path, llama_directory: Path, text: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")}
+    console = Silent()
+    pipeline.run(recipe(llama_directory, text, "--data.workers", "2"), finished, console=console)
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")} == before
+    assert any("already done" in line for line in console.lines)
+
+
+def test_the_dumped_recipe_repeats_the_run(finished: Path, tmp_path: Path) -> None:
+    again = recipes.load_recipe(str(finished / "recipe.yaml"))
+    pipeline.run(again, tmp_path / "again", console=Silent())
+    assert (tmp_path / "again" / "result.json").read_bytes() == (finished / "result.json").read_bytes()
+    weights = "model/model.safetensors"
+    assert (tmp_path / "again" / weights).read_bytes() == (finished / weights).read_bytes()
+
+
+def test_a_stopped_run_says_so_and_goes_on(finished: Path, llama_directory: Path, text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    for steps in (7, 30):  # in the target's training, then, after its other 24 steps, in the control's
+        with pytest.raises(Interrupted) as stopped:
+            pipeline.run(recipe(llama_directory, text), out, console=Silent(stop_after=steps))
+        assert stopped.value.exit_code == 143
+        assert read_json(out / "result.json") == {"name": "tiny", "state": "preempted"}
+    assert (out / "model").exists()
+    assert not (out / "controls" / "random" / "model").exists()
+    pipeline.run(recipe(llama_directory, text), out, console=Silent())
+    assert (out / "result.json").read_bytes() == (finished / "result.json").read_bytes()
+
+
+def test_until_ends_early(llama_directory: Path, text: Path, tmp_path: Path) -> None:
+    assert (
+        pipeline.run(recipe(llama_directory, text), tmp_path / "r", console=Silent(), until="inherit")["state"]
+        == "inherited"
+    )
+    assert not (tmp_path / "r" / "model").exists()
+    assert (tmp_path / "r" / "inheritance.json").exists()
+
+
+def test_a_further_validation_set_is_on_every_curve(llama_directory: Path, text: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text("A text of another kind.\n\n" * 30 + "Unlike the others, this one ends.")
+    flags = ("--data.validation_sets", json.dumps({"other": {"path": str(other), "document_separator": "\n\n"}}))
+    result = pipeline.run(recipe(llama_directory, text, *flags), tmp_path / "r", console=Silent())
+    for model in (result["reference"], result["target"], *result["controls"].values()):
+        assert set(model["validation_losses"]) == {"development", "held-out", "other"}
+    for metrics in (tmp_path / "r" / "metrics.jsonl", tmp_path / "r" / "controls" / "random" / "metrics.jsonl"):
+        assert all("other" in r["losses"] for r in read_jsonl(metrics) if r["kind"] == "validation")
+
+
+def test_prepared_data_is_used_as_it_is(llama_directory: Path, text: Path, tmp_path: Path) -> None:
+    made = recipe(llama_directory, text)
+    corpus.prepare(made.data, str(llama_directory), tmp_path / "data")
+    flags = ("--data.sources", "[]", "--data.prepared", str(tmp_path / "data"))
+    result = pipeline.run(recipe(llama_directory, text, *flags), tmp_path / "r", console=Silent())
+    assert result["unique_tokens"] == 3999 // 32 * 32
+    assert not (tmp_path / "r" / "data").exists()
+
+
+def test_a_directory_in_use_is_refused(llama_directory: Path, text: Path, tmp_path: Path) -> None:
+    with lock(tmp_path / "r"), pytest.raises(Refused, match="in use by another run"):
+        pipeline.run(recipe(llama_directory, text), tmp_path / "r", console=Silent())
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--data.tokens", "1M"), "tokens"),
+        (("--data.validation_share", "0"), "validation"),
+        (("--data.sequence_length", "4096"), "128 positions"),
+        (("--inherit.layers", "5"), "1 to 4"),
+        (("--inherit.layers", "0"), "1 to 4"),
+        (("--inherit.layers", "many"), "many"),
+        (("--data.sources", "[]"), "data.sources is empty"),
+        (("--reference", "null"), "give a reference"),
+        (("--architecture.vocabulary", "300"), "or an architecture"),
+    ],
+)
+def test_what_is_refused_leaves_nothing(
+    flags: tuple[str, str], said: str, llama_directory: Path, text: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(Refused) as refused:
+        pipeline.run(recipe(llama_directory, text, *flags), tmp_path / "r", console=Silent())
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "r").exists()
+
+
+def test_another_recipe_in_the_directory_is_refused(finished: Path, llama_directory: Path, text: Path) -> None:
+    with pytest.raises(Refused, match=r"another recipe \(train\.seed: 0 there, 1 here\)"):
+        pipeline.run(recipe(llama_directory, text, "--train.seed", "1"), finished, console=Silent())
+
+
+def test_a_foreign_directory_is_refused(llama_directory: Path, text: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(Refused, match="no run directory"):
+        pipeline.run(recipe(llama_directory, text), tmp_path, console=Silent())
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_from_an_architecture_a_reference_is_made(text: Path, tmp_path: Path) -> None:
+    keys = {
+        "model_type": "llama",
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 32,
+        "tie_word_embeddings": True,
+        "dtype": "bfloat16",
+    }
+    flags = ["--reference", "null", "--controls", "[]", "--architecture.vocabulary", "300"]
+    made = recipe(text, text, *flags, "--architecture.config", json.dumps(keys))
+    result = pipeline.run(made, tmp_path / "r", console=Silent())
+    assert result["reference"] is None
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "r" / "model")
+    assert model.dtype == torch.bfloat16
+    assert model.config.vocab_size == 300

@@ -1,0 +1,246 @@
+"""Steps, accumulation, resuming, stopping, records."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from inheritune import checkpoint, training
+from inheritune.config import TrainConfig
+from inheritune.errors import Failed, Interrupted
+from inheritune.run_directory import read_jsonl
+from inheritune.tokens import Prepared
+from inheritune.training import Progress, Trained, Trainer, _optimizer
+from inheritune.validation import SetLosses
+
+MakePrepared = Callable[..., Prepared]
+LENGTH = 16
+CONFIG = TrainConfig(
+    batch_sequences=8,
+    micro_batch_sequences=8,
+    learning_rate=1e-2,
+    warmup_steps=2,
+    validate_every_steps=3,
+    checkpoint_every_steps=2,
+    compute_dtype="float32",
+)
+
+
+def model(seed: int = 0) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=320,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+    )
+    return LlamaForCausalLM(config)
+
+
+@pytest.fixture
+def data(make_prepared: MakePrepared) -> Prepared:
+    """26 blocks: with 8 sequences a step, the last step of two passes holds only 4 (52 = 6 * 8 + 4)."""
+    random = np.random.default_rng(0)
+
+    def documents(count: int) -> list[list[int]]:
+        return [[*random.integers(0, 40, 26).tolist(), 319] for _ in range(count)]
+
+    return make_prepared({"train": documents(16), "development": documents(3), "held-out": documents(4)})
+
+
+def train(directory: Path, data: Prepared, told: Callable[[Progress], None] | None = None, **changes: Any) -> Any:
+    """Train a model from the same start; returns the model and what `run` gave."""
+    directory.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(
+        model=model(),
+        prepared=data,
+        config=dataclasses.replace(CONFIG, **changes),
+        directory=directory,
+        sequence_length=LENGTH,
+        passes=2,
+        report=lambda _line: None,
+        progress=told or (lambda _progress: None),
+    )
+    trained = trainer.run()
+    return trainer.model, trained
+
+
+def weights(trained_model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in trained_model.named_parameters()}
+
+
+def test_it_learns_and_counts(tmp_path: Path, data: Prepared) -> None:
+    _, trained = train(tmp_path / "run", data)
+    assert isinstance(trained, Trained)
+    assert (trained.steps, trained.tokens, trained.unique_tokens, trained.tail_tokens) == (7, 52 * 16, 26 * 16, 15)
+    records = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    steps = [record for record in records if record["kind"] == "step"]
+    validations = [record for record in records if record["kind"] == "validation"]
+    assert [record["step"] for record in steps] == list(range(1, 8))
+    assert [record["tokens"] for record in steps][-2:] == [48 * 16, 52 * 16]
+    assert [record["pass"] for record in steps] == [0, 0, 0, 1, 1, 1, 1]
+    assert [record["step"] for record in validations] == [0, 3, 6, 7]
+    assert set(validations[0]["losses"]) == {"development", "held-out"}
+    assert validations[-1]["losses"]["held-out"] < validations[0]["losses"]["held-out"] - 0.5
+
+
+@pytest.mark.parametrize("micro", [1, 3, 4])
+def test_accumulation_equals_one_large_batch(tmp_path: Path, data: Prepared, micro: int) -> None:
+    whole, _ = train(tmp_path / "whole", data)
+    parts, _ = train(tmp_path / "parts", data, micro_batch_sequences=micro)
+    for name, value in weights(whole).items():
+        torch.testing.assert_close(dict(parts.named_parameters())[name], value, rtol=2e-4, atol=2e-5)
+
+
+def test_clipping_bounds_the_step(tmp_path: Path, data: Prepared) -> None:
+    # The recorded norm is the one before clipping; what AdamW was given shows in its first moment.
+    train(tmp_path / "clipped", data, gradient_clip=1e-3, max_steps=1, checkpoint_every_steps=1)
+    train(tmp_path / "free", data, gradient_clip=0.0, max_steps=1, checkpoint_every_steps=1)
+    from safetensors.torch import load_file
+
+    norms = {}
+    for name in ("clipped", "free"):
+        moments = load_file(tmp_path / name / "checkpoints" / "step_00000001" / "optimizer.safetensors")
+        first = [value for key, value in moments.items() if key.endswith(".exp_avg")]
+        norms[name] = float(torch.cat([value.flatten() for value in first]).norm()) / (1 - CONFIG.beta1)
+    recorded = read_jsonl(tmp_path / "free" / "metrics.jsonl")[1]["gradient_norm"]
+    assert norms["free"] == pytest.approx(recorded, rel=1e-3)
+    assert norms["clipped"] == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_decay_is_on_matrices_alone() -> None:
+    network = model()
+    decayed, free = _optimizer(network, CONFIG).param_groups
+    assert decayed["weight_decay"] == CONFIG.weight_decay
+    assert free["weight_decay"] == 0.0
+    assert {parameter.dim() for parameter in decayed["params"]} == {2}
+    assert {parameter.dim() for parameter in free["params"]} == {1}
+    assert len(decayed["params"]) + len(free["params"]) == len(list(network.parameters()))
+
+
+def test_weights_are_float32_whatever_came_in(tmp_path: Path, data: Prepared) -> None:
+    trainer = Trainer(
+        model().bfloat16(),
+        data,
+        CONFIG,
+        tmp_path,
+        LENGTH,
+        1,
+        report=lambda _line: None,
+        progress=lambda _progress: None,
+    )
+    trainer.run()
+    assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 4, 6])
+def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path, data: Prepared, stop_after: int) -> None:
+    straight, _ = train(tmp_path / "straight", data)
+
+    def stop(progress: Progress) -> None:
+        if progress.step == stop_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match=f"stopped after step {stop_after} of 7, checkpoint written") as stopped:
+        train(tmp_path / "stopped", data, told=stop)
+    assert stopped.value.exit_code == 143
+    assert checkpoint.checkpoints(tmp_path / "stopped" / "checkpoints")[-1].name == f"step_{stop_after:08d}"
+    resumed, trained = train(tmp_path / "stopped", data)
+    for name, value in weights(straight).items():
+        assert torch.equal(dict(resumed.named_parameters())[name], value), name
+    assert trained.steps == 7
+
+
+def test_ctrl_c_exits_130(tmp_path: Path, data: Prepared) -> None:
+    with pytest.raises(Interrupted) as stopped:
+        train(tmp_path / "run", data, told=lambda _progress: os.kill(os.getpid(), signal.SIGINT))
+    assert stopped.value.exit_code == 130
+
+
+def test_the_last_checkpoints_are_kept(tmp_path: Path, data: Prepared) -> None:
+    train(tmp_path / "run", data, keep_checkpoints=2)
+    names = [path.name for path in checkpoint.checkpoints(tmp_path / "run" / "checkpoints")]
+    assert names == ["step_00000006", "step_00000007"]
+
+
+def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path, data: Prepared) -> None:
+    with pytest.raises(Failed, match=r"loss (nan|inf).*lower train\.learning_rate"):
+        train(tmp_path / "run", data, learning_rate=1e30, gradient_clip=0.0, warmup_steps=0)
+    assert read_jsonl(tmp_path / "run" / "metrics.jsonl")[-1]["loss"] is None
+
+
+def test_a_full_disk_keeps_the_older_checkpoint(
+    tmp_path: Path, data: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight, _ = train(tmp_path / "straight", data)
+    real, calls = checkpoint.save_file, []
+
+    def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        calls.append(path)
+        if len(calls) > 2:  # the second checkpoint
+            raise OSError(28, "No space left on device")
+        real(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(Failed, match=r"No space left on device.*make room"):
+        train(tmp_path / "run", data)
+    assert [path.name for path in checkpoint.checkpoints(tmp_path / "run" / "checkpoints")] == ["step_00000002"]
+    monkeypatch.setattr(checkpoint, "save_file", real)
+    resumed, _ = train(tmp_path / "run", data)
+    for name, value in weights(straight).items():
+        assert torch.equal(dict(resumed.named_parameters())[name], value)
+
+
+def test_the_best_weights_are_those_of_the_lowest_development_loss(
+    tmp_path: Path, data: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    development = iter([5.0, 4.0, 3.0, 3.5, 3.2, 3.1, 3.3, 3.4])
+    seen = []
+
+    def measured(network: torch.nn.Module, *_: Any) -> dict[str, SetLosses]:
+        seen.append(weights(network))
+        one = np.ones(1)
+        # the held-out set is best at the end: it must not be what decides
+        return {
+            "held-out": SetLosses(one / len(seen), one, one, one),
+            "development": SetLosses(one * next(development), one, one, one),
+        }
+
+    monkeypatch.setattr(training, "measure_all", measured)
+    final, trained = train(tmp_path / "run", data, export="best", validate_every_steps=1)
+    assert trained.best_step == 2
+    checkpoint.load_weights(tmp_path / "run" / "best", final)
+    for name, value in weights(final).items():
+        assert torch.equal(seen[2][name], value)
+        assert not torch.equal(seen[7][name], value)
+
+
+def test_max_steps_ends_the_run_and_its_schedule(tmp_path: Path, data: Prepared) -> None:
+    train(tmp_path / "run", data, max_steps=5)
+    steps = [r for r in read_jsonl(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "step"]
+    assert len(steps) == 5
+    assert steps[-1]["learning_rate"] < 0.4 * CONFIG.learning_rate
+
+
+def test_tensorboard_gets_the_same_numbers(tmp_path: Path, data: Prepared) -> None:
+    pytest.importorskip("tensorboard")
+    train(tmp_path / "run", data, tracker="tensorboard", max_steps=2)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    recorded = [r["loss"] for r in read_jsonl(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "step"]
+    assert [event.value for event in events.Scalars("step/loss")] == pytest.approx(recorded, rel=1e-6)
+    assert "validation/held-out" in events.Tags()["scalars"]
