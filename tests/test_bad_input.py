@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from inheritune import checkpoint
 from inheritune.cli import main
@@ -212,9 +214,9 @@ def test_a_wrong_command_line(words: list[str], said: str, capsys: pytest.Captur
 def test_a_full_disk_later_keeps_what_was_finished(
     ground: Ground, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, count = checkpoint.save_file, 0
+    real, count = save_file, 0
 
-    def full(tensors: dict[str, object], path: Path) -> None:
+    def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
         nonlocal count
         count += 1
         if count > 4:

@@ -224,6 +224,21 @@ def test_the_reference_is_not_mutated(model: PreTrainedModel) -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
+class Drawing(LlamaForCausalLM):
+    """A model that draws random numbers whenever it is built."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__(config)
+        torch.rand(1)
+
+
+def test_building_a_target_draws_nothing_from_the_callers_generator() -> None:
+    reference = seeded(Drawing, llama().config)
+    state = torch.get_rng_state()
+    inherit(reference, (0, 1))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_a_tied_head_stays_tied_and_an_untied_one_untied(model: PreTrainedModel) -> None:
     target, _ = inherit(model, (0, 1))
     head, embedding = target.get_output_embeddings(), target.get_input_embeddings()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 import signal
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from inheritune import checkpoint, training
@@ -109,8 +111,6 @@ def test_clipping_bounds_the_step(tmp_path: Path, data: Prepared) -> None:
     # The recorded norm is the one before clipping; what AdamW was given shows in its first moment.
     train(tmp_path / "clipped", data, gradient_clip=1e-3, max_steps=1, checkpoint_every_steps=1)
     train(tmp_path / "free", data, gradient_clip=0.0, max_steps=1, checkpoint_every_steps=1)
-    from safetensors.torch import load_file
-
     norms = {}
     for name in ("clipped", "free"):
         moments = load_file(tmp_path / name / "checkpoints" / "step_00000001" / "optimizer.safetensors")
@@ -186,7 +186,7 @@ def test_a_full_disk_keeps_the_older_checkpoint(
     tmp_path: Path, data: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     straight, _ = train(tmp_path / "straight", data)
-    real, calls = checkpoint.save_file, []
+    real, calls = save_file, []
 
     def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
         calls.append(path)
@@ -238,9 +238,8 @@ def test_max_steps_ends_the_run_and_its_schedule(tmp_path: Path, data: Prepared)
 def test_tensorboard_gets_the_same_numbers(tmp_path: Path, data: Prepared) -> None:
     pytest.importorskip("tensorboard")
     train(tmp_path / "run", data, tracker="tensorboard", max_steps=2)
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    accumulator = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     recorded = [r["loss"] for r in read_jsonl(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "step"]
     assert [event.value for event in events.Scalars("step/loss")] == pytest.approx(recorded, rel=1e-6)
     assert "validation/held-out" in events.Tags()["scalars"]

@@ -27,7 +27,7 @@ from inheritune.errors import InherituneError, Interrupted, Refused
 from inheritune.parallel import compute_dtype
 from inheritune.planning import parameters
 from inheritune.reference import Reference
-from inheritune.report import render_table, write_report
+from inheritune.report import render_table, usage, write_report
 from inheritune.result import OwnTraining, assemble
 from inheritune.run_directory import lock, read_json, read_jsonl, write_atomic, write_json
 from inheritune.tokens import Prepared, open_prepared
@@ -271,7 +271,7 @@ class _Stages:
             dtype = compute_dtype(train.compute_dtype, self.world.device)
             self.console.line(f"  measuring the {_NAMES.get(name, name)} on {', '.join(prepared.measured_names)}")
             with self._timed(f"measure {name}"):
-                model.float().to(self.world.device)
+                self._placed(model.float())
                 losses = measure_all(
                     model, prepared, self.recipe.data.sequence_length, train.micro_batch_sequences, dtype
                 )
@@ -307,6 +307,10 @@ class _Stages:
         model = references.fresh(config, self.recipe.train.seed, trust_remote_code=self.recipe.trust_remote_code)
         return model, wanted if isinstance(wanted, torch.dtype) else getattr(torch, wanted)
 
+    def _placed(self, model: PreTrainedModel) -> PreTrainedModel:
+        torch.nn.Module.to(model, self.world.device)  # transformers' own `to` is typed as taking no device
+        return model
+
     def _train(self, name: str, prepared: Prepared) -> None:
         """Train a model, export it, measure what was exported. Skipped when its losses are recorded."""
         if (self.directory / "losses" / f"{name}.json").exists():
@@ -317,7 +321,7 @@ class _Stages:
             self.console.stage(f"Training the {_NAMES.get(name, name)}")
             model, dtype = self._model(name, prepared)
             trainer = Trainer(
-                model=model.to(self.world.device),
+                model=self._placed(model),
                 prepared=prepared,
                 config=self.recipe.train,
                 directory=directory,
@@ -399,15 +403,6 @@ def _cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     return model
-
-
-def usage(model: str) -> list[str]:
-    """Three lines of Python that load a model and sample from it."""
-    return [
-        "from transformers import pipeline",
-        f"generate = pipeline('text-generation', {model!r})",
-        "print(generate('def ', max_new_tokens=60, do_sample=True, temperature=0.7)[0]['generated_text'])",
-    ]
 
 
 def _spelled(indices: tuple[int, ...]) -> str:

@@ -34,7 +34,7 @@ def training_flops_per_token(model: PreTrainedModel, sequence_length: int) -> fl
     al. 2020, section 2.1 (without the mask); Hoffmann et al. 2022, appendix F.
     """
     config = model.config.get_text_config()
-    heads = config.num_attention_heads
-    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+    heads = int(config.num_attention_heads)
+    width: int = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
     attention = 12.0 * config.num_hidden_layers * width * (sequence_length + 1) / 2
     return 6.0 * matrix_parameters(model) + attention

@@ -171,23 +171,18 @@ def verdict(result: Record) -> str:
     if result.get("reference") is None:
         trained = f"{target['layers']} layers trained from random init on {result['tokens_trained']:,} tokens"
         return f"{trained}: loss {loss:.3f} nats a token."
-    reference = result["reference"]
-    text = (
-        f"{target['layers']} of the reference's {reference['layers']} layers, trained on "
-        f"{result['unique_tokens']:,} tokens in {_passes(result['passes'])}, reach a validation loss of "
-        f"{loss:.3f} nats a token; the reference has "
-        f"{reference['validation_loss']:.3f}"
-    )
-    control = result["controls"].get("random")
+    reference, control = result["reference"], result["controls"].get("random")
+    trained = f"{target['layers']} of {reference['layers']} layers, trained on {result['unique_tokens']:,} tokens"
+    trained += f" in {_passes(result['passes'])},"
     if control is None:
-        return f"{text}."
-    text += f", the same network from random init on the same tokens {control['validation_loss']:.3f}"
+        against = f"the reference has {reference['validation_loss']:.3f}"
+        return f"{trained} reach {loss:.3f} nats a token on held-out text; {against}."
+    losses = f"{loss:.3f} nats a token, against {control['validation_loss']:.3f} and {reference['validation_loss']:.3f}"
     found = result["share"]
     if not found["shown"]:
-        return f"{text}; {found['text']}."
-    return (
-        f"{text}: {found['value']:.0%} of the gap is closed (95% interval {found['low']:.0%} to {found['high']:.0%})."
-    )
+        return f"Nothing is shown: the control from random init is as good as the reference. {trained} reach {losses}."
+    share = f"{found['value']:.0%} of the gap between random init and the reference"
+    return f"{trained} close {share} (95% interval {found['low']:.0%} to {found['high']:.0%}): {losses}."
 
 
 def _passes(passes: float) -> str:

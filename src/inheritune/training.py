@@ -213,7 +213,7 @@ class Trainer:
             # Divided by the step's tokens, not the micro-batch's: the gradient is the mean over the step's tokens
             # however they are split. (The published code sums over micro-batches and then clips the sum.)
             loss = token_losses(logits, targets).sum() / tokens
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             total += loss.detach()
         limit = self.config.gradient_clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)

@@ -5,7 +5,7 @@ machine. What is missing or unreadable is marked as a gap on the page. jinja2, m
 they are used; this package imports no torch.
 """
 
-from inheritune.report.page import write_report
+from inheritune.report.page import usage, write_report
 from inheritune.report.table import Row, markdown_table, render_table, table_rows
 
-__all__ = ["Row", "markdown_table", "render_table", "table_rows", "write_report"]
+__all__ = ["Row", "markdown_table", "render_table", "table_rows", "usage", "write_report"]

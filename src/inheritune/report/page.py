@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 from collections.abc import Callable, Mapping
@@ -146,12 +145,15 @@ def _page(run: Path) -> tuple[dict[str, Any], str | None]:
     }
     path, model_exists = _model_path(run, result)
     header, *rows = table_rows(result, records["ledger"])
+    share = dict_of(result.get("share"))
+    # The verdict names a share that is shown; the reason why one is not shown needs its figures.
+    facts = [None if share.get("shown") else share.get("text"), dict_of(result.get("tokens_to_match")).get("text")]
     return {
         "gaps": gaps,
         "name": str(result.get("name") or run.resolve().name),
         "verdict": str(result.get("verdict") or ""),
         "state": None if state == "done" else unfinished.get(state, "Whether this run finished is not recorded."),
-        "facts": [str(text) for key in ("share", "tokens_to_match") if (text := dict_of(result.get(key)).get("text"))],
+        "facts": [str(text) for text in facts if text],
         "models": [
             (title, _MEANINGS[title], str(model.get("name") or "")) for title, model in models_of(result).items()
         ],
@@ -163,7 +165,8 @@ def _page(run: Path) -> tuple[dict[str, Any], str | None]:
         "above": [(panel.name, panel.above) for panel in panels if panel.above],
         "description": " ".join(panel.description for panel in panels),
         "numbers": _numbers(panels),
-        "model": json.dumps(path, ensure_ascii=False),
+        "model": path,
+        "usage": usage(path),
         "model_exists": model_exists,
         "repeat": f"inheritune run {shlex.quote(str((run / 'recipe.yaml').resolve()))} --out NEW",
         "recipe": recipe[:_MOST_TEXT],
@@ -174,6 +177,15 @@ def _page(run: Path) -> tuple[dict[str, Any], str | None]:
         "ledger": _matrix(records["ledger"]),
         "count": count,
     }, wide
+
+
+def usage(model: str) -> list[str]:
+    """Three lines of Python that load a model's directory and sample from it."""
+    return [
+        "from transformers import pipeline",
+        f"generate = pipeline('text-generation', {model!r})",
+        "print(generate('def ', max_new_tokens=60, do_sample=True)[0]['generated_text'])",
+    ]
 
 
 def write_report(run: Path) -> Path:
