@@ -174,7 +174,9 @@ def _prepare(words: list[str]) -> None:
     config, namespace = parse(parser, DataConfig, words, {}, "inheritune prepare")
     if namespace.out is None or namespace.tokenizer is None:
         raise Refused(f"prepare: --{'out' if namespace.out is None else 'tokenizer'} is missing")
+    # A shell passes '\\n' on as two characters; nobody separates documents by a backslash and an n.
     separator = namespace.document_separator
+    separator = separator.replace("\\n", "\n") if separator is not None else None
     given = [SourceConfig(path=path, document_separator=separator) for path in namespace.source]
     import dataclasses
 

@@ -230,6 +230,9 @@ class _Stages:
         sets = prepared.manifest["sets"]
         for name, entry in sets.items():
             self.console.line(f"  {name}: {entry['tokens']:,} tokens of {entry['documents']:,} documents")
+        for name, removed in prepared.manifest.get("seen_removed", {}).items():
+            if removed:
+                self.console.line(f"  {name}: {removed:,} documents taken out, which the reference was trained on")
         if self.reference is not None:
             references.check_vocabulary(self.reference, prepared.manifest["tokenizer"]["vocabulary"])
         length = self.recipe.data.sequence_length
@@ -359,7 +362,10 @@ class _Stages:
             self.recipe.name,
             losses={path.stem: read_json(path) for path in sorted((self.directory / "losses").glob("*.json"))},
             ledger=read_json(self.directory / "ledger.json"),
-            control_metrics=read_jsonl(self.directory / "controls" / "random" / "metrics.jsonl"),
+            metrics={
+                "target": read_jsonl(self.directory / "metrics.jsonl"),
+                "random": read_jsonl(self.directory / "controls" / "random" / "metrics.jsonl"),
+            },
             own_training=own,
             main_set=prepared.main_set,
         )

@@ -36,5 +36,5 @@ def training_flops_per_token(model: PreTrainedModel, sequence_length: int) -> fl
     config = model.config.get_text_config()
     heads = int(config.num_attention_heads)
     width: int = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
-    attention = 12.0 * config.num_hidden_layers * width * (sequence_length + 1) / 2
+    attention = 12.0 * int(config.num_hidden_layers) * width * (sequence_length + 1) / 2
     return 6.0 * matrix_parameters(model) + attention

@@ -33,7 +33,7 @@ def assemble(
     *,
     losses: dict[str, Record],
     ledger: Record,
-    control_metrics: list[Record],
+    metrics: dict[str, list[Record]],
     own_training: OwnTraining | None,
     main_set: str,
 ) -> Record:
@@ -43,7 +43,7 @@ def assemble(
         name: the recipe's.
         losses: for `reference`, `cut`, `target`, `random`, as far as they were measured, their `losses/NAME.json`.
         ledger: the run's `ledger.json`.
-        control_metrics: the random control's metrics records; empty without one.
+        metrics: the metrics records of `target` and, if it was trained, `random`.
         own_training: the reference's; None without a reference.
         main_set: the validation set that the verdict is about.
     """
@@ -56,6 +56,7 @@ def assemble(
         "reference": None,
         "target": target,
         "controls": {key: models[key] for key in ("random", "cut") if key in models},
+        "before": {key: _before(records) for key, records in metrics.items() if records},
         "tokens_trained": target["tokens_trained"],
         "unique_tokens": target["unique_tokens"],
         "passes": target["passes"],
@@ -68,12 +69,17 @@ def assemble(
             result["share"] = share(sets["random"], sets["target"], sets["reference"], main_set)
         result["tokens_to_match"] = tokens_to_match(
             target["validation_loss"],
-            validation_curve(control_metrics, main_set),
+            validation_curve(metrics.get("random", []), main_set),
             validation_curve(own_training.metrics, main_set),
             own_training.same_documents,
         )
     result["verdict"] = verdict(result)
     return result
+
+
+def _before(metrics: list[Record]) -> Record:
+    """Losses by set before the first step."""
+    return next((r["losses"] for r in metrics if r.get("kind") == "validation" and r.get("step") == 0), {})
 
 
 def _model(key: str, record: Record, ledger: Record) -> Record:
