@@ -121,6 +121,47 @@ def foreign_tokenizer(ground: Ground) -> None:
     file.write_text(json.dumps(tokenizer))
 
 
+def no_vocabulary(ground: Ground) -> None:
+    (ground.reference / "tokenizer.json").unlink()
+
+
+def huge_number(ground: Ground) -> None:
+    ground.text.write_text(ground.text.read_text() + '\n{"text": "a", "n": ' + "9" * 5000 + "}")
+
+
+def odd_config(ground: Ground) -> None:
+    file = ground.reference / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "num_hidden_layers": "four"}))
+
+
+def no_heads(ground: Ground) -> None:
+    file = ground.reference / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "num_attention_heads": 0}))
+
+
+def both_directions(ground: Ground) -> None:
+    (ground.reference / "config.json").write_text('{"model_type": "bert"}')
+
+
+def weights_are_a_directory(ground: Ground) -> None:
+    (ground.reference / "model.safetensors").unlink()
+    (ground.reference / "model.safetensors").mkdir()
+
+
+def empty_index(ground: Ground) -> None:
+    (ground.reference / "model.safetensors").unlink()
+    (ground.reference / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+
+
+def bad_lineage(ground: Ground) -> None:
+    (ground.reference / "inheritune.json").write_text("{")
+
+
+def bad_prepared(ground: Ground) -> None:
+    (ground.root / "prepared").mkdir()
+    (ground.root / "prepared" / "manifest.json").write_text("{")
+
+
 def nothing(ground: Ground) -> None:
     """All is well but for the flags."""
 
@@ -152,6 +193,19 @@ CASES: list[tuple[Callable[[Ground], None], list[str], list[str]]] = [
     (no_model, [], ["config.json"]),
     (foreign_tokenizer, [], ["tokenizer", "320 rows"]),
     (nothing, ["--data.passes", "2", "--data.pases", "3"], ["--data.pases", "data.passes"]),
+    (nothing, ["--reference", "a" * 5000], ["aaa", "no such directory"]),
+    (nothing, ["--data.sources", "a" * 5000], ["aaa", "no such file"]),
+    (nothing, ["--data.validation_sets", '{"manifest.json": {"path": "{root}/text.jsonl"}}'], ["'manifest.json'"]),
+    (no_vocabulary, [], ["tokenizer", "into nothing"]),
+    (huge_number, [], ["text.jsonl:121", "not JSON"]),
+    (odd_config, [], ["config.json", "num_hidden_layers"]),
+    (no_heads, [], ["config.json"]),
+    (both_directions, [], ["both directions", "bert"]),
+    (weights_are_a_directory, [], ["no weights"]),
+    (empty_index, [], ["index.json", "names no file"]),
+    (bad_lineage, [], ["inheritune.json", "not JSON"]),
+    (bad_prepared, ["--data.prepared", "{root}/prepared"], ["prepared", "damaged"]),
+    (nothing, ["--data.prepared", "{root}/nowhere"], ["nowhere", "no manifest.json"]),
 ]
 
 
@@ -182,6 +236,44 @@ def test_a_directory_in_use(ground: Ground, capsys: pytest.CaptureFixture[str]) 
     with lock(ground.out):
         assert ground.run() == 2
     assert "in use by another run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("out", ["", "a\0b", "a" * 300, "text.jsonl/out", "/proc/nowhere/out"])
+def test_an_impossible_directory(out: str, ground: Ground, capsys: pytest.CaptureFixture[str]) -> None:
+    place = f"{ground.root}/{out}" if out and out[0] != "/" else out
+    assert main(["run", str(ground.recipe), "--out", place]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_a_flag_is_judged_beside_the_recipe_not_the_defaults(
+    ground: Ground, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--train.final_learning_rate", "0.01", "--train.learning_rate", "0.1", "--reference", "nowhere/at/all"]
+    ground.recipe.write_text(ground.recipe.read_text().replace("train: {", "train: {learning_rate: 0.1, "))
+    assert ground.run(*flags[:2], *flags[4:]) == 2
+    assert "nowhere/at/all" in capsys.readouterr().err
+
+
+def test_a_damaged_record_is_named(ground: Ground, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ground.run() == 0
+    last = checkpoint.checkpoints(ground.out / "checkpoints")[-1]
+    for record in (ground.out / "losses" / "target.json", ground.out / "model" / "config.json"):
+        record.unlink()
+    (ground.out / "result.json").write_text("{")
+    assert ground.run() == 1
+    assert "result.json: damaged" in capsys.readouterr().err
+    (ground.out / "result.json").unlink()
+    shutil.rmtree(ground.out / "model")
+    (last / "model.safetensors").write_bytes(b"cut short")
+    assert ground.run() == 1
+    assert f"delete {last}" in capsys.readouterr().err
+    shutil.rmtree(last)
+    assert ground.run() == 0
+    (ground.out / "data" / "manifest.json").write_text("{")
+    (ground.out / "result.json").unlink()
+    capsys.readouterr()
+    assert ground.run() == 1
+    assert "manifest.json: damaged" in capsys.readouterr().err
 
 
 def test_a_directory_of_another_recipe(ground: Ground, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given, strategies as st
 
 from inheritune import recipe as recipes
-from inheritune.config import DataConfig, Recipe, TokenCount, TrainConfig
+from inheritune.config import DataConfig, Recipe, SourceConfig, TokenCount, TrainConfig
 from inheritune.errors import Refused
 
 
@@ -67,6 +67,20 @@ def test_so_it_may_on_the_command_line(flags: list[str], tmp_path: Path) -> None
     assert [source.path for source in load("", *flags, tmp=tmp_path).data.sources] == ["a.txt"]
 
 
+EXPLODING = "architecture:\n  config:\n    a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"    {name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n" for before, name in ("ab", "bc", "cd", "de")
+)
+
+def test_sources_of_a_flag_take_nothing_from_the_recipe(tmp_path: Path) -> None:
+    text = "data: {sources: [{path: a.txt, weight: 2, document_separator: '--', repeat: true}]}"
+    assert load(text, "--data.sources", "b.txt", tmp=tmp_path).data.sources == [SourceConfig("b.txt")]
+
+
+def test_merge_keys_and_aliases_are_read(tmp_path: Path) -> None:
+    text = "data: {sources: [&a {path: a, weight: 2}, {<<: *a, path: b}]}"
+    assert load(text, tmp=tmp_path).data.sources == [SourceConfig("a", 2.0), SourceConfig("b", 2.0)]
+
+
 BAD = [
     # text, flags, and what the one line must say: where, key, value or nearest name, what is allowed
     ("data: {tokenz: 1B}", [], ["r.yaml", "data.tokenz", "did you mean 'tokens'"]),
@@ -97,6 +111,17 @@ BAD = [
     ("", ["--data.pases", "3"], ["--data.pases", "did you mean 'data.passes'"]),
     ("", ["--data.passes"], ["--data.passes", "needs a value"]),
     ("", ["--train.learning_rate", "nan"], ["--train.learning_rate", "'nan'", "a number"]),
+    ("data:", [], ["data is null", "a mapping"]),
+    ("name: null", [], ["name is null", "text"]),
+    ("train: {seed: null}", [], ["train.seed is null", "a whole number"]),
+    ("data: {sources: [{path: a, weight: null}]}", [], ["data.sources[0].weight is null", "a number"]),
+    ("", ["--controls", "null"], ["--controls", "null", "a list"]),
+    ("train: {seed: 1}\nname: a\ntrain: {export: best}", [], ["r.yaml:3", "'train' stands twice"]),
+    ("name: a\0b", [], ["r.yaml", "not valid YAML"]),
+    ("x: " + "[" * 1500, [], ["r.yaml", "nested too deeply"]),
+    (EXPLODING, [], ["r.yaml:7", "more than 100,000 values"]),
+    ("data: {validation_sets: {1: a.txt}}", [], ["data.validation_sets", "the name 1", "in quotes"]),
+    ("", ["--data.sources", "[{path: a, weight: 0}]"], ["--data.sources", "weight is 0", "above 0"]),
 ]
 
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from inheritune.loss import IGNORED, bits_per_byte, token_losses
+from inheritune.loss import IGNORED, token_losses
 
 
 def test_token_losses_are_minus_log_probabilities() -> None:
@@ -28,7 +28,3 @@ def test_token_losses_are_minus_log_probabilities() -> None:
 def test_losses_are_float32_whatever_the_logits_are() -> None:
     logits = torch.randn(1, 3, 7).bfloat16()
     assert token_losses(logits, torch.zeros(1, 3, dtype=torch.int64)).dtype == torch.float32
-
-
-def test_a_uniform_guess_over_bytes_costs_eight_bits() -> None:
-    assert bits_per_byte(100 * math.log(256), 100) == pytest.approx(8.0)

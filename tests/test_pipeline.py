@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from inheritune import corpus, pipeline, recipe as recipes
 from inheritune.config import Recipe
 from inheritune.console import Console
-from inheritune.errors import Interrupted, Refused
-from inheritune.run_directory import lock, read_json, read_jsonl
+from inheritune.errors import Failed, Interrupted, Refused
+from inheritune.run_directory import JsonlWriter, lock, read_json, read_jsonl
 
 WORDS = [first + second for first in "bdgklmnprst" for second in ("a", "ein", "olu")]
 
@@ -212,6 +213,42 @@ def test_prepared_data_is_used_as_it_is(llama_directory: Path, text: Path, tmp_p
     assert not (tmp_path / "r" / "data").exists()
 
 
+def test_shards_of_another_tokenizer_are_refused(llama_directory: Path, text: Path, tmp_path: Path) -> None:
+    other = tmp_path / "reference"
+    shutil.copytree(llama_directory, other)
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    a, b = sorted(tokenizer["model"]["vocab"], key=tokenizer["model"]["vocab"].get)[40:42]
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    corpus.prepare(recipe(other, text).data, str(other), tmp_path / "data")
+    flags = ("--data.sources", "[]", "--data.prepared", str(tmp_path / "data"))
+    with pytest.raises(Refused, match="prepared with another tokenizer"):
+        pipeline.run(recipe(llama_directory, text, *flags), tmp_path / "r", console=Silent())
+
+
+@pytest.mark.slow
+# dynamo looks at .grad of what it traces, which warns; an error there would be taken for a failed compilation
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+def test_a_compiled_training_is_exported(llama_directory: Path, text: Path, tmp_path: Path) -> None:
+    flags = ("--train.compile", "always", "--train.compute_dtype", "bfloat16", "--controls", "[]")
+    result = pipeline.run(recipe(llama_directory, text, *flags), tmp_path / "r", console=Silent())
+    assert result["state"] == "done"
+    assert read_json(tmp_path / "r" / "ledger.json")["train target"]["compiled"]
+
+
+def test_a_half_line_is_dropped_before_going_on(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"a": 1}\n{"a": 2')
+    writer = JsonlWriter(path)
+    writer.append({"a": float("nan")})
+    writer.close()
+    assert read_jsonl(path) == [{"a": 1}, {"a": None}]
+    path.write_text('{"a": 1}\nrubbish\n{"a": 2}\n')
+    with pytest.raises(Failed, match=r"metrics\.jsonl:2: not JSON"):
+        read_jsonl(path)
+
+
 def test_a_directory_in_use_is_refused(llama_directory: Path, text: Path, tmp_path: Path) -> None:
     with lock(tmp_path / "r"), pytest.raises(Refused, match="in use by another run"):
         pipeline.run(recipe(llama_directory, text), tmp_path / "r", console=Silent())
@@ -228,17 +265,25 @@ def test_a_directory_in_use_is_refused(llama_directory: Path, text: Path, tmp_pa
         (("--inherit.layers", "many"), "many"),
         (("--data.sources", "[]"), "data.sources is empty"),
         (("--reference", "null"), "give a reference"),
+        (("--data.prepared", "{tmp}/nowhere"), "no manifest.json"),
+        (("--data.exclude_seen", "reference"), "ships no seen.txt"),
+        (("--train.warmup_steps", "31"), "31 of 31 steps would all be warm-up"),
+        (("--data.development_share", "0", "--train.export", "best"), "development set"),
         (("--architecture.vocabulary", "300"), "or an architecture"),
     ],
 )
 def test_what_is_refused_leaves_nothing(
-    flags: tuple[str, str], said: str, llama_directory: Path, text: Path, tmp_path: Path
+    flags: tuple[str, ...], said: str, llama_directory: Path, text: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(Refused) as refused:
-        pipeline.run(recipe(llama_directory, text, *flags), tmp_path / "r", console=Silent())
-    assert said in str(refused.value)
-    assert "\n" not in str(refused.value)
-    assert not (tmp_path / "r").exists()
+    made = recipe(llama_directory, text, *(flag.replace("{tmp}", str(tmp_path)) for flag in flags))
+    (tmp_path / "empty").mkdir()
+    for out in (tmp_path / "new", tmp_path / "empty"):
+        with pytest.raises(Refused) as refused:
+            pipeline.run(made, out, console=Silent())
+        assert said in str(refused.value)
+        assert "\n" not in str(refused.value)
+    assert not (tmp_path / "new").exists()
+    assert list((tmp_path / "empty").iterdir()) == []
 
 
 def test_another_recipe_in_the_directory_is_refused(finished: Path, llama_directory: Path, text: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from inheritune.result import OwnTraining, assemble, tokens_to_match, validation_curve
+from inheritune.result import OwnTraining, assemble, bits_per_byte, tokens_to_match, validation_curve
 
 TOKENS = [10, 30, 20]
 
@@ -71,7 +71,7 @@ def test_a_clear_gap_is_a_share_in_the_verdict() -> None:
 def test_a_control_as_good_as_the_reference_shows_nothing() -> None:
     result = run([2.0, 2.0, 2.0])
     assert not result["share"]["shown"]
-    assert result["verdict"].startswith("Nothing is shown")
+    assert result["verdict"].startswith("The control is as good as the reference: this comparison shows nothing")
 
 
 def test_tokens_to_match_come_from_the_control_or_from_the_reference() -> None:
@@ -104,3 +104,7 @@ def test_without_a_reference_there_is_no_share() -> None:
     assert result["reference"] is None
     assert "share" not in result
     assert "from random init on 600 tokens" in result["verdict"]
+
+
+def test_a_uniform_guess_over_bytes_costs_eight_bits() -> None:
+    assert bits_per_byte(100 * math.log(256), 100) == pytest.approx(8.0)

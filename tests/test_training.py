@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from inheritune import checkpoint, training
 from inheritune.config import TrainConfig
@@ -177,9 +177,9 @@ def test_the_last_checkpoints_are_kept(tmp_path: Path, data: Prepared) -> None:
 
 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path, data: Prepared) -> None:
-    with pytest.raises(Failed, match=r"loss (nan|inf).*lower train\.learning_rate"):
+    with pytest.raises(Failed, match=r"gradient norm (nan|inf).*lower train\.learning_rate"):
         train(tmp_path / "run", data, learning_rate=1e30, gradient_clip=0.0, warmup_steps=0)
-    assert read_jsonl(tmp_path / "run" / "metrics.jsonl")[-1]["loss"] is None
+    assert read_jsonl(tmp_path / "run" / "metrics.jsonl")[-1]["gradient_norm"] is None
 
 
 def test_a_full_disk_keeps_the_older_checkpoint(
@@ -243,3 +243,40 @@ def test_tensorboard_gets_the_same_numbers(tmp_path: Path, data: Prepared) -> No
     recorded = [r["loss"] for r in read_jsonl(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "step"]
     assert [event.value for event in events.Scalars("step/loss")] == pytest.approx(recorded, rel=1e-6)
     assert "validation/held-out" in events.Tags()["scalars"]
+
+
+def test_dropout_is_resumed_too(tmp_path: Path, data: Prepared) -> None:
+    def run(name: str, told: Callable[[Progress], None] = lambda _: None) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        shape = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64}
+        network = GPT2LMHeadModel(GPT2Config(vocab_size=320, resid_pdrop=0.5, **shape))
+        (tmp_path / name).mkdir(exist_ok=True)
+        torch.manual_seed(len(name))  # whatever the process drew before
+        Trainer(network, data, CONFIG, tmp_path / name, LENGTH, 2, report=lambda _: None, progress=told).run()
+        return weights(network)
+
+    def stop(progress: Progress) -> None:
+        if progress.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    straight = run("straight")
+    with pytest.raises(Interrupted):
+        run("stopped", stop)
+    for name, value in run("stopped").items():
+        assert torch.equal(straight[name], value), name
+
+
+def test_a_gradient_that_is_no_number_ends_the_run_with_its_weights(
+    tmp_path: Path, data: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def poisoned(parameters: Any, _limit: float) -> torch.Tensor:
+        for parameter in parameters:
+            parameter.grad.fill_(float("nan"))
+        return torch.tensor(float("nan"))
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", poisoned)
+    trainer = Trainer(model(), data, CONFIG, tmp_path, LENGTH, 1, report=lambda _: None, progress=lambda _: None)
+    with pytest.raises(Failed, match="gradient norm nan at step 1"):
+        trainer.run()
+    for name, value in weights(trainer.model).items():
+        assert torch.equal(value, weights(model())[name])

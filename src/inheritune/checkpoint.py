@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from inheritune.errors import Failed
@@ -43,45 +44,53 @@ def save(
         Failed: the file system refused (disk full, say); older checkpoints are kept.
     """
     final = directory / f"{_PREFIX}{step:08d}"
-    temporary = directory / f".{final.name}.tmp"
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        save_file(_unique_tensors(model), temporary / "model.safetensors")
-        save_file(_optimizer_tensors(optimizer), temporary / "optimizer.safetensors")
-        write_json(temporary / "state.json", state | {"step": step})
-        for name in ("model.safetensors", "optimizer.safetensors"):
-            with (temporary / name).open("rb") as file:
-                os.fsync(file.fileno())
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
-    except (OSError, RuntimeError) as error:
-        # safetensors turns the operating system's refusal into an error of its own, a subclass of Exception alone
-        raise _cannot_save(final, temporary, error) from error
-    except Exception as error:
-        if type(error).__name__ != "SafetensorError":
-            raise
-        raise _cannot_save(final, temporary, error) from error
+    files = {"model.safetensors": _unique_tensors(model), "optimizer.safetensors": _optimizer_tensors(optimizer)}
+    _write(final, files, state | {"step": step})
     for old in checkpoints(directory)[:-keep]:
         shutil.rmtree(old)
     return final
 
 
-def _cannot_save(final: Path, temporary: Path, error: Exception) -> Failed:
-    shutil.rmtree(temporary, ignore_errors=True)
-    reason = " ".join(str(error).split())
-    return Failed(
-        f"{final}: the checkpoint could not be written ({reason}); make room and start the same command again"
-    )
+def save_weights(directory: Path, model: torch.nn.Module) -> None:
+    """Write the weights alone into `directory`: the best so far, for `export: best`.
+
+    Raises:
+        Failed: as for `save`.
+    """
+    _write(directory, {"model.safetensors": _unique_tensors(model)}, None)
+
+
+def _write(final: Path, files: dict[str, dict[str, torch.Tensor]], state: dict[str, Any] | None) -> None:
+    """Write a directory of tensors under a temporary name, flush it to the disk, rename it."""
+    temporary = final.with_name(f".{final.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for name, tensors in files.items():
+            save_file(tensors, temporary / name)
+            with (temporary / name).open("rb") as file:
+                os.fsync(file.fileno())
+        if state is not None:
+            write_json(temporary / "state.json", state)
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk in an error of its own
+        shutil.rmtree(temporary, ignore_errors=True)
+        reason = " ".join(str(error).split())
+        raise Failed(f"{final}: could not be written ({reason}); make room and start the same command again") from error
 
 
 def load(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Load a checkpoint into a model and its optimiser, in place; returns its `state.json`."""
-    tensors = load_file(path / "model.safetensors")
+    """Load a checkpoint into a model and its optimiser, in place; returns its `state.json`.
+
+    Raises:
+        Failed: it is damaged.
+    """
+    mend = f"delete {path}, and the same command goes on from the checkpoint before"
+    tensors, moments = (_read(path / name, mend) for name in ("model.safetensors", "optimizer.safetensors"))
     with torch.no_grad():
         for name, tensor in _unique_tensors(model).items():
             tensor.copy_(tensors[name])
-    moments = load_file(path / "optimizer.safetensors")
     for group_index, group in enumerate(optimizer.param_groups):
         for index, parameter in enumerate(group["params"]):
             prefix = f"{group_index}.{index}."
@@ -91,9 +100,20 @@ def load(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -
             optimizer.state[parameter] = {
                 key: value if key == "step" else value.to(parameter.device) for key, value in found.items()
             }
-    state = read_json(path / "state.json")
-    assert isinstance(state, dict)
+    try:
+        state = read_json(path / "state.json")
+    except Failed:
+        state = None
+    if not isinstance(state, dict) or "step" not in state:
+        raise Failed(f"{path / 'state.json'}: damaged, no training state; {mend}")
     return state
+
+
+def _read(file: Path, mend: str) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise Failed(f"{file}: damaged ({' '.join(str(error).split())}); {mend}") from error
 
 
 def _unique_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -112,19 +132,14 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tens
     }
 
 
-def save_weights(directory: Path, model: torch.nn.Module) -> None:
-    """Write the weights alone, atomically: the best so far, for `export: best`."""
-    temporary = directory.with_name(f".{directory.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save_file(_unique_tensors(model), temporary / "model.safetensors")
-    shutil.rmtree(directory, ignore_errors=True)
-    temporary.rename(directory)
-
-
 def load_weights(directory: Path, model: torch.nn.Module) -> None:
-    """Load what `save_weights` wrote, in place."""
-    tensors = load_file(directory / "model.safetensors")
+    """Load what `save_weights` wrote, in place.
+
+    Raises:
+        Failed: it is damaged.
+    """
+    mend = "delete it and the checkpoints beside it, and the same command trains again"
+    tensors = _read(directory / "model.safetensors", mend)
     with torch.no_grad():
         for name, tensor in _unique_tensors(model).items():
             tensor.copy_(tensors[name])

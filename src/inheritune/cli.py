@@ -5,6 +5,7 @@ Exit codes: 0 done; 2 refused before anything was written; 1 failed later, resum
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -130,6 +131,19 @@ def _plain(parser: ArgumentParser, words: list[str]) -> Namespace:
         raise Refused(f"{parser.prog}: {' '.join(str(error).split())} (see {parser.prog} --help)") from None
 
 
+def _directory(out: str) -> Path:
+    """`--out` as a path."""
+    try:
+        if not out:
+            raise ValueError("empty")
+        path = Path(out).expanduser()
+        with contextlib.suppress(FileNotFoundError):
+            path.lstat()
+    except (OSError, ValueError, RuntimeError) as error:  # ValueError: a null byte; RuntimeError: a ~ of nobody
+        raise Refused(f"--out {out!r}: no directory's name ({getattr(error, 'strerror', None) or error})") from None
+    return path
+
+
 def _bare_parser(name: str) -> ArgumentParser:
     from jsonargparse import ArgumentParser
 
@@ -145,13 +159,13 @@ def _run_until(name: str, until: str) -> Callable[[list[str]], None]:
 
         parser = _parser(name, Recipe)
         parser.add_argument("recipe", type=str, help=f"a YAML file, or one of: {', '.join(packaged_recipes())}")
-        _, first = parse(parser, Recipe, words, {}, f"inheritune {name}")
+        _, first = parse(parser, Recipe, words, {}, f"inheritune {name}", complete=False)
         values, where = read_recipe(first.recipe)
         recipe, namespace = parse(parser, Recipe, words, values, where)
         from inheritune import pipeline
 
         _quiet()
-        pipeline.run(recipe, Path(namespace.out) if namespace.out else None, until=until)
+        pipeline.run(recipe, _directory(namespace.out) if namespace.out is not None else None, until=until)
 
     return call
 
@@ -183,7 +197,7 @@ def _prepare(words: list[str]) -> None:
     from inheritune import pipeline
 
     pipeline.prepare(
-        dataclasses.replace(config, sources=[*config.sources, *given]), namespace.tokenizer, Path(namespace.out)
+        dataclasses.replace(config, sources=[*config.sources, *given]), namespace.tokenizer, _directory(namespace.out)
     )
 
 
@@ -204,7 +218,7 @@ def _inherit(words: list[str]) -> None:
     inherit_directory(
         namespace.reference,
         namespace.layers,
-        Path(namespace.out),
+        _directory(namespace.out),
         revision=namespace.revision,
         trust_remote_code=namespace.trust_remote_code,
         report=Console().line,

@@ -69,7 +69,7 @@ def share_of_gap(
             None,
             None,
             False,
-            "one validation document leaves no spread to judge by: this comparison shows nothing",
+            "one validation document leaves no spread to judge by",
         )
     drawn_c, drawn_t, drawn_r = resampled_means([control, target, reference], tokens, seed)
     error = float(np.std(drawn_c - drawn_r, ddof=1))

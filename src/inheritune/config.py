@@ -133,7 +133,7 @@ class TrainConfig:
     final_learning_rate: float = 0.0
     """Learning rate at the end of the cosine."""
     warmup_steps: int = 100
-    """Steps of linear warm-up; at most the number of steps."""
+    """Steps of linear warm-up; fewer than the run's steps."""
     weight_decay: float = 0.1
     """Decoupled weight decay, on matrices alone (not on norms, biases)."""
     beta1: float = 0.9

@@ -1,8 +1,6 @@
-"""What training minimises and validation measures: next-token cross-entropy, in nats, and bits a byte made from it."""
+"""What training minimises and validation measures: next-token cross-entropy, in nats."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 
@@ -25,11 +23,3 @@ def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         logits.reshape(batch * length, vocabulary).float(), labels.reshape(-1), ignore_index=IGNORED, reduction="none"
     )
     return flat.reshape(batch, length)
-
-
-def bits_per_byte(nats: float, text_bytes: int) -> float:
-    """Total code length in nats over the UTF-8 bytes it encodes, in bits a byte: comparable between tokenizers.
-
-    End-of-text tokens count in `nats` (a document's end has to be told as well) and hold no bytes.
-    """
-    return nats / (math.log(2) * text_bytes)

@@ -75,6 +75,12 @@ def compile_blocks(
     return True
 
 
+def uncompile_blocks(model: PreTrainedModel) -> None:
+    """Undo `compile_blocks`: a compiled block rounds elsewhere than an eager one, and exports are compared by bits."""
+    for block in block_list(model)[1]:
+        block._compiled_call_impl = None
+
+
 def compiler_missing(device: torch.device) -> str | None:
     """Why torch.compile cannot work here, in a few words; None where it works."""
 

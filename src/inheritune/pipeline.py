@@ -17,20 +17,20 @@ from typing import Any
 
 import torch
 import yaml
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from inheritune import checkpoint, corpus, environment, recipe as recipes, reference as references, scratch, surgery
 from inheritune.config import DataConfig, Recipe
 from inheritune.console import Console
 from inheritune.distributed import World, world
-from inheritune.errors import InherituneError, Interrupted, Refused
-from inheritune.parallel import compute_dtype
+from inheritune.errors import Failed, InherituneError, Interrupted, Refused
+from inheritune.parallel import compute_dtype, uncompile_blocks
 from inheritune.planning import parameters
 from inheritune.reference import Reference
 from inheritune.report import render_table, usage, write_report
 from inheritune.result import OwnTraining, assemble
 from inheritune.run_directory import lock, read_json, read_jsonl, write_atomic, write_json
-from inheritune.tokens import Prepared, open_prepared
+from inheritune.tokens import Prepared, TrainingBlocks, open_prepared
 from inheritune.training import Trainer, measure_all
 
 Record = dict[str, Any]
@@ -62,13 +62,15 @@ def run(recipe: Recipe, out: Path | None = None, *, console: Console | None = No
     stages = _Stages(recipe, directory, console or Console())
     stages.check()
     created = not directory.exists()
-    try:
-        with lock(directory):
+    with lock(directory):
+        stages.check_directory()  # again: another run may have begun here while this one was being checked
+        fresh = not (directory / "recipe.yaml").exists()
+        try:
             return stages.run(until)
-    except Refused:
-        if created:
-            shutil.rmtree(directory, ignore_errors=True)
-        raise
+        except Refused:
+            if fresh:
+                _empty(directory, remove=created)
+            raise
 
 
 class _Stages:
@@ -93,27 +95,68 @@ class _Stages:
             )
         if recipe.train.tracker == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
             raise Refused("train.tracker: tensorboard is not installed; pip install 'inheritune[tensorboard]'")
-        if recipe.data.prepared is None:
-            if not recipe.data.sources:
-                raise Refused("recipe: data.sources is empty; name files, a directory, hub:ORG/NAME or python-source")
-            if recipe.data.validation_share == 0 and not recipe.data.validation_sets:
-                raise Refused(
-                    "recipe: nothing to judge by: data.validation_share is 0; raise it, or name data.validation_sets"
-                )
-            corpus.check_sources(self._data())
-        self._check_directory()
         if recipe.reference is not None:
-            self.reference = references.find(recipe.reference, recipe.revision, recipe.trust_remote_code)
-            self.indices = surgery.parse_layers(recipe.inherit.layers, self.reference.layers)
-            references.check_sequence_length(self.reference, recipe.data.sequence_length)
-            if self.reference.tokenizer is None and recipe.data.prepared is None:
-                raise Refused(f"{recipe.reference}: has no tokenizer, so text cannot be prepared; give data.prepared")
+            self._find_reference(recipe.reference)
         elif recipe.controls:
             raise Refused(
                 "recipe: controls compare a target with its reference; this recipe starts from an architecture"
             )
+        else:
+            self._architecture(vocabulary=257, end_of_text=0)
+        self.check_directory()
+        self._check_data()
 
-    def _check_directory(self) -> None:
+    def _find_reference(self, name: str) -> None:
+        recipe = self.recipe
+        self.reference = references.find(name, recipe.revision, recipe.trust_remote_code)
+        # the commit that a branch's name stands for now, so that the dumped recipe repeats the run
+        self.recipe = dataclasses.replace(recipe, revision=self.reference.revision)
+        self.indices = surgery.parse_layers(recipe.inherit.layers, self.reference.layers)
+        references.check_sequence_length(self.reference, recipe.data.sequence_length)
+        if self.reference.tokenizer is None and recipe.data.prepared is None:
+            raise Refused(f"{recipe.reference}: has no tokenizer, so text cannot be prepared; give data.prepared")
+
+    def _check_data(self) -> None:
+        data, best = self.recipe.data, self.recipe.train.export == "best"
+        if data.prepared is not None:
+            try:
+                prepared = open_prepared(Path(data.prepared))
+            except Failed as error:
+                raise Refused(f"data.prepared: {error}") from None
+            self._check_prepared(prepared)
+            judged, developed = len(prepared.measured_names) > prepared.developed, prepared.developed
+        else:
+            if not data.sources:
+                raise Refused("recipe: data.sources is empty; name files, a directory, hub:ORG/NAME or python-source")
+            judged = data.validation_share > 0 or bool(data.validation_sets)
+            developed = data.development_share > 0
+            if judged:
+                corpus.check_sources(self._data())
+        if not judged:
+            raise Refused(
+                "recipe: nothing to judge by: data.validation_share is 0; raise it, or name data.validation_sets"
+            )
+        if best and not developed:
+            raise Refused("train.export: best is chosen on a development set; raise data.development_share")
+
+    def _check_prepared(self, prepared: Prepared) -> None:
+        """Shards are of this reference's tokenizer, and those that this run began with."""
+        made = prepared.manifest
+        if self.reference is not None and self.reference.tokenizer is not None:
+            own = corpus.tokenizer_fingerprint(str(self.reference.path))
+            if own != made["tokenizer"]["fingerprint"]:
+                raise Refused(
+                    f"{prepared.directory}: prepared with another tokenizer than {self.reference.source}'s "
+                    f"({made['tokenizer']['fingerprint'][:12]} there, {own[:12]} here); prepare the data again"
+                )
+        began_with = read_json(self.directory / "data.json")
+        if began_with is not None and began_with["fingerprint"] != made["fingerprint"]:
+            raise Refused(
+                f"{prepared.directory}: the shards changed since this run began "
+                f"({began_with['fingerprint'][:12]} then, {made['fingerprint'][:12]} now); choose another --out"
+            )
+
+    def check_directory(self) -> None:
         """The run directory is new, empty, or holds this very recipe."""
         if self.directory.exists() and not self.directory.is_dir():
             raise Refused(f"{self.directory}: a file, not a directory; choose another --out")
@@ -136,13 +179,25 @@ class _Stages:
             what = f"{key}: {old!r} there, {new!r} here"
             raise Refused(f"{self.directory}: holds a run of another recipe ({what}); choose another --out")
 
-    def _data(self) -> Any:
+    def _data(self) -> DataConfig:
         """The data section with its words resolved."""
         data = self.recipe.data
-        if data.exclude_seen == "reference":
-            seen = self.reference.seen_hashes if self.reference is not None else None
-            data = dataclasses.replace(data, exclude_seen=str(seen) if seen is not None else None)
-        return data
+        if data.exclude_seen != "reference":
+            return data
+        seen = self.reference.seen_hashes if self.reference is not None else None
+        if seen is None:
+            raise Refused("data.exclude_seen: the reference ships no seen.txt; give a file of content hashes, or null")
+        return dataclasses.replace(data, exclude_seen=str(seen))
+
+    def _architecture(self, vocabulary: int, end_of_text: int) -> PretrainedConfig:
+        """The config of a recipe that starts from an architecture."""
+        assert self.recipe.architecture is not None
+        config = scratch.architecture_config(self.recipe.architecture, vocabulary, end_of_text)
+        positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+        if positions is not None and self.recipe.data.sequence_length > positions:
+            length = self.recipe.data.sequence_length
+            raise Refused(f"data.sequence_length: {length} is too long: the architecture has {positions} positions")
+        return config
 
     # ---- the stages
 
@@ -223,10 +278,14 @@ class _Stages:
         if self.recipe.data.prepared is not None:
             prepared = open_prepared(Path(self.recipe.data.prepared))
         else:
+            out = self.directory / "data"
             self.console.stage("Preparing the data")
-            with self._timed("prepare"):
-                corpus.prepare(self._data(), tokenizer, self.directory / "data", report=self.console.line)
-            prepared = open_prepared(self.directory / "data")
+            # what was prepared before costs nothing now, and its entry in the ledger stays
+            with contextlib.nullcontext() if (out / "manifest.json").exists() else self._timed("prepare"):
+                corpus.prepare(self._data(), tokenizer, out, report=self.console.line)
+            prepared = open_prepared(out)
+        self._check_prepared(prepared)
+        write_json(self.directory / "data.json", {"fingerprint": prepared.manifest["fingerprint"]})
         sets = prepared.manifest["sets"]
         for name, entry in sets.items():
             self.console.line(f"  {name}: {entry['tokens']:,} tokens of {entry['documents']:,} documents")
@@ -240,15 +299,25 @@ class _Stages:
             raise Refused(
                 f"data: {sets['train']['tokens']} training tokens fill no block of {length}; lower data.sequence_length"
             )
+        train = self.recipe.train
+        blocks = TrainingBlocks(
+            prepared.set("train"), length, self.recipe.data.passes, train.batch_sequences, train.seed
+        )
+        steps = min(blocks.steps, train.max_steps or blocks.steps)
+        if train.warmup_steps >= steps:
+            what = f"{train.warmup_steps} of {steps} steps would all be warm-up"
+            raise Refused(f"train.warmup_steps: {what}; lower it, or train longer")
         return prepared
 
     def _inherit(self, reference: Reference, prepared: Prepared) -> None:
         """Cut, prove, record; measure the reference and, where it is a control, the cut before any training."""
         losses = self.directory / "losses"
         wanted = ["reference", *(["cut"] if "cut" in self.recipe.controls else [])]
-        if (self.directory / "inheritance.json").exists() and all(
-            (losses / f"{name}.json").exists() for name in wanted
-        ):
+        began_with = read_json(self.directory / "reference.json")
+        if began_with is not None and began_with["fingerprint"] != reference.fingerprint:
+            raise Refused(f"{reference.source}: its weights changed since this run began; choose another --out")
+        done = [self.directory / "inheritance.json", *(losses / f"{name}.json" for name in wanted)]
+        if all(path.exists() for path in done):
             return
         self.console.stage(f"Inheriting layers {_spelled(self.indices)} of {reference.layers} from {reference.source}")
         with self._timed("inherit"):
@@ -297,14 +366,14 @@ class _Stages:
             target, _ = surgery.inherit(references.load(self.reference), self.indices)
             return target, target.dtype
         if self.reference is not None:
-            config = surgery.cut_config(self.reference.config, self.indices)
+            config = AutoConfig.from_pretrained(
+                self.directory / "model", trust_remote_code=self.recipe.trust_remote_code
+            )
+            delattr(config, references.LINEAGE_KEY)  # the control inherits nothing
             wanted: Any = self.reference.dtype
         else:
             tokenizer = prepared.manifest["tokenizer"]
-            assert self.recipe.architecture is not None
-            config = scratch.architecture_config(
-                self.recipe.architecture, tokenizer["vocabulary"], tokenizer["end_of_text"]
-            )
+            config = self._architecture(tokenizer["vocabulary"], tokenizer["end_of_text"])
             wanted = config.dtype or "float32"
         config.dtype = torch.float32  # drawn in full precision, whatever the export's is
         model = references.fresh(config, self.recipe.train.seed, trust_remote_code=self.recipe.trust_remote_code)
@@ -335,6 +404,7 @@ class _Stages:
             )
             with self._timed(f"train {name}") as entry:
                 entry.update(dataclasses.asdict(trainer.run()))
+            uncompile_blocks(model)
             if trainer.best_weights is not None:
                 checkpoint.load_weights(trainer.best_weights, model)
             self._export(name, _cast(model.cpu(), dtype), directory / "model")
@@ -409,6 +479,17 @@ def _cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     return model
+
+
+def _empty(directory: Path, *, remove: bool) -> None:
+    """Take away all that a refused run put into a directory that was new or empty, and the directory if it was new."""
+    for path in directory.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    if remove:
+        directory.rmdir()
 
 
 def _spelled(indices: tuple[int, ...]) -> str:

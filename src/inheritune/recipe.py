@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
 import re
 import types
 import typing
@@ -28,6 +29,11 @@ from inheritune.errors import Refused
 
 Config = TypeVar("Config")
 CONTROLS = ("random", "cut")
+RESERVED = ("train", "development", "held-out", "manifest.json", "train.hashes")
+"""What further validation sets may not be called: names in a prepared directory."""
+_MOST_NODES = 100_000
+"""Values in a recipe, every alias counted as all that it stands for."""
+SMALLEST_VOCABULARY = 257
 
 
 def packaged_recipes() -> list[str]:
@@ -57,7 +63,13 @@ def read_recipe(recipe: str) -> tuple[dict[str, Any], str]:
 
 
 def parse(
-    parser: ArgumentParser, kind: type[Config], flags: Sequence[str], values: dict[str, Any], where: str
+    parser: ArgumentParser,
+    kind: type[Config],
+    flags: Sequence[str],
+    values: dict[str, Any],
+    where: str,
+    *,
+    complete: bool = True,
 ) -> tuple[Config, Namespace]:
     """Turn a mapping and flags into a config dataclass, and check it.
 
@@ -67,6 +79,8 @@ def parse(
         flags: what the command line gave; they override `values`.
         values: keys and values as YAML gave them.
         where: what to name in errors: the file.
+        complete: whether `values` are all there is. If not, flags are only read: what they make possible or impossible
+            depends on the values to come.
 
     Returns:
         The config, and the parser's whole namespace (for the further arguments).
@@ -79,11 +93,13 @@ def parse(
     try:
         text = yaml.safe_dump(_with_plain_sources(kind, values))
         namespace = parser.parse_args([*(["--config", text] if values else []), *_with_plain_source_flags(flags)])
+        for key, annotation in _nulls(kind, namespace):
+            raise Refused(f"{_place(key, where, flags)}: {key} is null; allowed: {_words(annotation)}")
         parsed = parser.instantiate(namespace)
     except (ArgumentError, ValueError, TypeError) as error:
         raise Refused(_reworded(kind, str(error), where, values, flags)) from None
     config = kind(**{field.name: getattr(parsed, field.name) for field in dataclasses.fields(kind)})  # type: ignore[arg-type]
-    for key, value, allowed in _impossible(config):
+    for key, value, allowed in _impossible(config) if complete else ():
         raise Refused(f"{_place(key, where, flags)}: {key} is {value!r}; allowed: {allowed}")
     return config, namespace
 
@@ -127,7 +143,8 @@ def resolve_paths(recipe: Recipe) -> Recipe:
         if path is None or path in ("python-source", "reference") or path.startswith(("hub:", "packaged:")):
             return path
         is_pattern = any(character in path for character in "*?[")
-        return str(Path(path).absolute()) if is_pattern or Path(path).exists() else path
+        # os.path's word, since pathlib's raises for a name that is too long
+        return str(Path(path).absolute()) if is_pattern or os.path.exists(path) else path
 
     def source(config: SourceConfig) -> SourceConfig:
         return dataclasses.replace(config, path=absolute(config.path) or config.path)
@@ -139,7 +156,10 @@ def resolve_paths(recipe: Recipe) -> Recipe:
         exclude_seen=absolute(recipe.data.exclude_seen),
         prepared=absolute(recipe.data.prepared),
     )
-    return dataclasses.replace(recipe, reference=absolute(recipe.reference), data=data)
+    architecture = recipe.architecture
+    if architecture is not None:
+        architecture = dataclasses.replace(architecture, tokenizer=absolute(architecture.tokenizer))
+    return dataclasses.replace(recipe, reference=absolute(recipe.reference), architecture=architecture, data=data)
 
 
 def first_difference(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> tuple[str, Any, Any] | None:
@@ -172,13 +192,46 @@ def _read(recipe: str) -> tuple[str, str]:
     raise Refused(f"{recipe}: no such file, and no packaged recipe of that name{nearest}; packaged: {', '.join(names)}")
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML of plain values, without what PyYAML lets pass: a key that stands twice, aliases that explode."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._sizes: dict[int, int] = {}
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """A node, with what it holds counted; an alias counts as all that it stands for."""
+        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+        node = super().compose_node(parent, index)
+        inner = [] if node is None or isinstance(node, yaml.ScalarNode) else node.value
+        parts = [part for item in inner for part in (item if isinstance(item, tuple) else (item,))]
+        size = self._sizes.setdefault(id(node), 1 + sum(self._sizes.get(id(part), 1) for part in parts))
+        if size > _MOST_NODES:
+            raise yaml.constructor.ConstructorError(None, None, f"more than {_MOST_NODES:,} values", mark)
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        """A mapping, each key of which stands once."""
+        node = super().compose_mapping_node(anchor)
+        found: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in found:
+                problem = f"key {key.value!r} stands twice in one mapping"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            found.add(key.value if isinstance(key, yaml.ScalarNode) else "")
+        return node
+
+
 def _parse_yaml(text: str, where: str) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        values = yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date, say
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark is not None else ""
-        raise Refused(f"{where}{line}: not valid YAML ({getattr(error, 'problem', None) or error})") from None
+        reason = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise Refused(f"{where}{line}: not valid YAML ({reason})") from None
+    except RecursionError:
+        raise Refused(f"{where}: not a recipe: lists or mappings nested too deeply") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -218,6 +271,7 @@ def _check_keys(kind: type[Any], values: Any, where: str, prefix: str) -> None:
         if container is list and isinstance(value, list):
             items = [(f"{prefix}{key}[{index}].", item) for index, item in enumerate(value)]
         elif container is dict and isinstance(value, dict):
+            _check_names(value, where, f"{prefix}{key}")
             items = [(f"{prefix}{key}.{name}.", item) for name, item in value.items()]
         elif container in (list, dict):
             continue  # a wrong type: jsonargparse says so
@@ -235,6 +289,13 @@ def _check_keys(kind: type[Any], values: Any, where: str, prefix: str) -> None:
             raise Refused(f"{where}: {prefix.rstrip('.')} lacks '{field.name}' (allowed: {_words(hints[field.name])})")
 
 
+def _check_names(values: dict[Any, Any], where: str, key: str) -> None:
+    """Refuse names that YAML takes for something else: a number, a date."""
+    for name in values:
+        if not isinstance(name, str):
+            raise Refused(f"{where}: {key} has the name {name!r}, which is no text; put it in quotes")
+
+
 def _with_plain_sources(kind: type[Any], values: dict[str, Any]) -> dict[str, Any]:
     """A source may be written as its path alone: `sources: [books/*.jsonl]`."""
     values = dict(values)
@@ -250,7 +311,15 @@ def _with_plain_sources(kind: type[Any], values: dict[str, Any]) -> dict[str, An
 
 
 def _with_plain_source_flags(flags: Sequence[str]) -> list[str]:
-    """The same on the command line: `--data.sources a.txt` and `--data.sources '[a.txt, b.txt]'`."""
+    """The same on the command line: `--data.sources a.txt` and `--data.sources '[a.txt, b.txt]'`.
+
+    What an item leaves out is written out, because jsonargparse would take it from the recipe's source at that place.
+    """
+    defaults = {
+        field.name: field.default
+        for field in dataclasses.fields(SourceConfig)
+        if field.default is not dataclasses.MISSING
+    }
     found = list(flags)
     for index, flag in enumerate(flags):
         name, equals, value = flag.partition("=")
@@ -262,14 +331,19 @@ def _with_plain_source_flags(flags: Sequence[str]) -> list[str]:
             continue  # jsonargparse says so
         items = [items] if isinstance(items, str) else items
         if isinstance(items, list):
-            written = yaml.safe_dump([{"path": item} if isinstance(item, str) else item for item in items])
+            whole = [{"path": item} if isinstance(item, str) else item for item in items]
+            written = yaml.safe_dump([defaults | item if isinstance(item, dict) else item for item in whole])
             found[index if equals else index + 1] = f"{name}={written}" if equals else written
     return found
 
 
 def _place(key: str, where: str, overrides: Sequence[str]) -> str:
-    """Where a key's value came from: the flag, if one gave it, else the file."""
-    return f"--{key}" if any(flag.split("=")[0] == f"--{key}" for flag in overrides) else where
+    """Where a key's value came from: the flag that gave it, or what it lies in, else the file."""
+    for flag in overrides:
+        name = flag.split("=")[0]
+        if name.startswith("--") and re.match(rf"{re.escape(name[2:])}(?![\w])", key):
+            return name
+    return where
 
 
 def _all_keys(kind: type[Any], prefix: str = "") -> list[str]:
@@ -361,6 +435,25 @@ def _given(key: str, values: dict[str, Any], overrides: Sequence[str], fallback:
     return found
 
 
+def _nulls(kind: type[Any], values: Any, prefix: str = "") -> typing.Iterator[tuple[str, Any]]:
+    """(dotted key, type) of each value that is null where it may not be: jsonargparse lets null pass for anything."""
+    for name, annotation in typing.get_type_hints(kind).items():
+        value = values.get(name)
+        key = f"{prefix}{name}"
+        inner = _dataclass_in(annotation)
+        if value is None:
+            if type(None) not in typing.get_args(annotation):
+                yield key, annotation
+        elif inner is not None and isinstance(value, list):
+            for index, item in enumerate(value):
+                yield from _nulls(inner, item, f"{key}[{index}].")
+        elif inner is not None and typing.get_origin(annotation) is dict:
+            for part, item in value.items():
+                yield from _nulls(inner, item, f"{key}.{part}.")
+        elif inner is not None:
+            yield from _nulls(inner, value, f"{key}.")
+
+
 Rule = tuple[str, Callable[[Any], bool], str]
 
 
@@ -378,6 +471,7 @@ _DATA_RULES: list[Rule] = [
     ("development_tokens", lambda x: x > 0, "a token count above 0"),
     ("held_out_document_tokens", lambda x: x is None or x >= 2, "2 or more, or null"),
     ("workers", lambda x: x >= 0, "0 (one a core) or more"),
+    ("seed", lambda x: 0 <= x < 2**63, "0 or more, below 2**63"),
 ]
 _TRAIN_RULES: list[Rule] = [
     ("batch_sequences", lambda x: x >= 1, "1 or more"),
@@ -394,6 +488,7 @@ _TRAIN_RULES: list[Rule] = [
     ("validate_every_steps", lambda x: x >= 1, "1 or more"),
     ("checkpoint_every_steps", lambda x: x >= 1, "1 or more"),
     ("keep_checkpoints", lambda x: x >= 1, "1 or more"),
+    ("seed", lambda x: 0 <= x < 2**63, "0 or more, below 2**63"),
 ]
 _SOURCE_RULES: list[Rule] = [
     ("weight", lambda x: _finite(x) and x > 0, "a number above 0"),
@@ -407,6 +502,8 @@ def _impossible(config: Any) -> typing.Iterator[tuple[str, Any, str]]:
         yield from _by_rules(config.data, _DATA_RULES, "data.")
         yield from _sources(config.data, "data.")
         yield from _by_rules(config.train, _TRAIN_RULES, "train.")
+        if config.architecture is not None and config.architecture.vocabulary < SMALLEST_VOCABULARY:
+            yield "architecture.vocabulary", config.architecture.vocabulary, "257 (every byte and end-of-text) or more"
         if config.train.learning_rate < config.train.final_learning_rate:
             yield "train.final_learning_rate", config.train.final_learning_rate, "at most train.learning_rate"
         for name in config.controls:
@@ -432,7 +529,7 @@ def _sources(data: DataConfig, prefix: str) -> typing.Iterator[tuple[str, Any, s
     if data.validation_share + data.development_share >= 1:
         yield f"{prefix}validation_share", data.validation_share, "together with development_share below 1"
     for name, source in data.validation_sets.items():
-        if name in ("train", "development", "held-out") or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-            allowed = "names of letters, digits, '.', '_', '-' other than train, development, held-out"
+        if name in RESERVED or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            allowed = f"names of letters, digits, '.', '_', '-' other than {', '.join(RESERVED)}"
             yield f"{prefix}validation_sets", name, allowed
         yield from _by_rules(source, _SOURCE_RULES, f"{prefix}validation_sets.{name}.")

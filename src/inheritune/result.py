@@ -99,6 +99,14 @@ def _model(key: str, record: Record, ledger: Record) -> Record:
     return entry
 
 
+def bits_per_byte(nats: float, text_bytes: float) -> float:
+    """Total code length in nats over the UTF-8 bytes it encodes, in bits a byte: comparable between tokenizers.
+
+    End-of-text tokens count in `nats` (a document's end has to be told as well) and hold no bytes.
+    """
+    return nats / (math.log(2) * text_bytes)
+
+
 def scores(losses: Record) -> Record:
     """A model's scores from its losses by document.
 
@@ -115,7 +123,7 @@ def scores(losses: Record) -> Record:
     return {
         "validation_loss": by_loss[first] if first is not None else None,
         "validation_losses": by_loss,
-        "bits_per_byte": {name: value["nats"] / (math.log(2) * value["bytes"]) for name, value in sums.items()},
+        "bits_per_byte": {name: bits_per_byte(value["nats"], value["bytes"]) for name, value in sums.items()},
         "accuracy": {name: value["correct"] / value["tokens"] for name, value in sums.items()},
     }
 
@@ -186,7 +194,11 @@ def verdict(result: Record) -> str:
     losses = f"{loss:.3f} nats a token, against {control['validation_loss']:.3f} and {reference['validation_loss']:.3f}"
     found = result["share"]
     if not found["shown"]:
-        return f"Nothing is shown: the control from random init is as good as the reference. {trained} reach {losses}."
+        return f"{found['text'][0].upper()}{found['text'][1:]}. {trained} reach {losses}."
+    if found["value"] > 1:
+        return (
+            f"{trained} end below the reference: {losses} (random init, reference). The text is new to the reference."
+        )
     share = f"{found['value']:.0%} of the gap between random init and the reference"
     return f"{trained} close {share} (95% interval {found['low']:.0%} to {found['high']:.0%}): {losses}."
 

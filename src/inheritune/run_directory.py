@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from inheritune.errors import Refused
+from inheritune.errors import Failed, Refused
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
@@ -43,17 +43,24 @@ def write_json(path: Path, record: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON record; None where the file is absent."""
+    """Read a JSON record; None where the file is absent.
+
+    Raises:
+        Failed: it holds no JSON, which no kill leaves behind: it was damaged or edited.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+    except ValueError as error:
+        raise Failed(f"{path}: damaged, not JSON ({error}); delete it and give the same command again") from None
 
 
 class JsonlWriter:
     """Appends records to a JSONL file, a line each, flushed at every line so that a killed run loses none."""
 
     def __init__(self, path: Path) -> None:
+        _drop_half_line(path)
         self._file = path.open("a", encoding="utf-8")
 
     def append(self, record: dict[str, Any]) -> None:
@@ -71,14 +78,33 @@ class JsonlWriter:
         self._file.close()
 
 
+def _drop_half_line(path: Path) -> None:
+    """Cut a file off after its last whole line: what a kill left behind it would spoil the next record."""
+    if path.exists():
+        content = path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(path, whole)
+
+
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Read a JSONL file's records; a last line that a kill cut short is dropped. Empty where the file is absent."""
+    """Read a JSONL file's records; a last line that a kill cut short is dropped. Empty where the file is absent.
+
+    Raises:
+        Failed: a line before the last is no JSON, or no record.
+    """
     if not path.exists():
         return []
-    records: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            records.append(json.loads(line))
+    *whole, _half = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    records = []
+    for number, line in enumerate(whole, 1):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise Failed(f"{path}:{number}: not JSON ({error.msg}); mend or remove the line") from None
+        if not isinstance(record, dict):
+            raise Failed(f"{path}:{number}: no record (name: value); mend or remove the line")
+        records.append(record)
     return records
 
 
@@ -87,9 +113,12 @@ def lock(directory: Path) -> Iterator[None]:
     """Hold `directory` for this process; the lock goes with the process, however it ends.
 
     Raises:
-        Refused: another process holds it.
+        Refused: another process holds it, or it cannot be made.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refused(f"{directory}: cannot be made ({error.strerror}); choose another --out") from error
     descriptor = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:

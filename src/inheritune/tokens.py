@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from inheritune.errors import Failed
+from inheritune.errors import Failed, Refused
 from inheritune.run_directory import read_json
 
 Tokens = npt.NDArray[np.int64]
@@ -28,7 +28,7 @@ class TokenSet:
         """Map the shards; nothing is read yet.
 
         Raises:
-            Failed: a shard is missing or has another length than the manifest says.
+            Failed: a file is missing or has another length than the manifest says.
         """
         self._shards: list[npt.NDArray[Any]] = []
         ends: list[npt.NDArray[np.uint64]] = []
@@ -36,11 +36,9 @@ class TokenSet:
         offset = 0
         for file in files:
             path = directory / file["name"]
-            expected = file["tokens"] * token_bytes
-            if not path.exists() or path.stat().st_size != expected:
-                raise Failed(
-                    f"{path}: missing, or not the {expected} bytes that the manifest states; prepare the data again"
-                )
+            _check_size(path, file["tokens"] * token_bytes)
+            for ending in (".index", ".bytes"):
+                _check_size(path.with_name(f"{path.name}{ending}"), file["documents"] * 8)
             self._shards.append(np.memmap(path, dtype=f"<u{token_bytes}", mode="r"))
             ends.append(np.fromfile(f"{path}.index", dtype="<u8") + np.uint64(offset))
             sizes.append(np.fromfile(f"{path}.bytes", dtype="<u8"))
@@ -64,6 +62,12 @@ class TokenSet:
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
 
+def _check_size(path: Path, expected: int) -> None:
+    if not path.is_file() or path.stat().st_size != expected:
+        stated = f"missing, or not the {expected} bytes that the manifest states"
+        raise Failed(f"{path}: {stated}; delete {path.parent.parent} and prepare the data again")
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A directory that `inheritune prepare` wrote."""
@@ -83,6 +87,11 @@ class Prepared:
         return next(name for name in self.measured_names if name != "development")
 
     @property
+    def developed(self) -> bool:
+        """Whether there is a development set to choose by."""
+        return "development" in self.manifest["sets"]
+
+    @property
     def measured_names(self) -> list[str]:
         """Every set that models are measured on: development and validation sets."""
         return [name for name in self.manifest["sets"] if name != "train"]
@@ -97,11 +106,14 @@ def open_prepared(directory: Path) -> Prepared:
     """Open a prepared directory.
 
     Raises:
-        Failed: it holds no manifest, so preparation has not finished.
+        Refused: it holds no manifest, so preparation has not finished.
     """
-    manifest = read_json(directory / "manifest.json")
-    if manifest is None:
-        raise Failed(
+    try:
+        manifest = read_json(directory / "manifest.json")
+    except Failed as error:
+        raise Refused(f"{directory}: its manifest.json is damaged; run `inheritune prepare` again") from error
+    if not isinstance(manifest, dict) or not {"sets", "tokenizer"} <= manifest.keys():
+        raise Refused(
             f"{directory}: no manifest.json, so this is no finished output of `inheritune prepare`; run it (again)"
         )
     return Prepared(directory, manifest)

@@ -175,10 +175,10 @@ class Trainer:
                         "tokens_per_second": tokens / seconds,
                     }
                 )
-                if not math.isfinite(loss):
+                if not (math.isfinite(loss) and math.isfinite(norm)):
                     raise Failed(
-                        f"{self.directory}: loss {loss} at step {state.step}; the last checkpoint is kept: "
-                        "lower train.learning_rate or lengthen train.warmup_steps in a new run"
+                        f"{self.directory}: loss {loss}, gradient norm {norm} at step {state.step}; "
+                        "the last checkpoint is kept: lower train.learning_rate or lengthen train.warmup_steps in a new run"
                     )
                 # The first step after a start compiles, and says nothing of the others.
                 if state.step - first_step <= 1:
@@ -192,7 +192,7 @@ class Trainer:
                     self._validate(metrics, blocks, dtype)
                 if last or stop or state.step % config.checkpoint_every_steps == 0:
                     self._save(optimizer)
-                if stop and not last:
+                if stop:
                     raise Interrupted(
                         f"{self.directory}: stopped after step {state.step} of {steps}, checkpoint written",
                         128 + stop[0],
@@ -202,6 +202,8 @@ class Trainer:
         self, blocks: TrainingBlocks, optimizer: torch.optim.Optimizer, rate: float, dtype: torch.dtype
     ) -> tuple[float, float, int]:
         """One optimiser step: mean loss in nats a token, gradient norm before clipping, tokens."""
+        # Dropout, where a model has it, is drawn from the step's number: a resumed run draws the same.
+        torch.manual_seed((self.config.seed * 1_000_003 + self._state.step) % 2**63)
         inputs, labels = blocks.batch(self._state.step)  # each (sequences, sequence_length)
         tokens = labels.size
         for group in optimizer.param_groups:
@@ -217,7 +219,8 @@ class Trainer:
             total += loss.detach()
         limit = self.config.gradient_clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        optimizer.step()
+        if math.isfinite(float(norm)):  # else the weights stay as they were, and `_loop` ends the run
+            optimizer.step()
         optimizer.zero_grad()
         return float(total), float(norm), tokens
 

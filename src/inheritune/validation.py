@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel
 
-from inheritune.loss import IGNORED, bits_per_byte, token_losses
+from inheritune.loss import IGNORED, token_losses
 from inheritune.parallel import autocast
 from inheritune.tokens import TokenSet, whole_set
 
@@ -34,16 +33,6 @@ class SetLosses:
         """Nats a token over the whole set."""
         return float(self.nats.sum() / self.tokens.sum())
 
-    @property
-    def bits_per_byte(self) -> float:
-        """Bits a byte of text over the whole set."""
-        return bits_per_byte(float(self.nats.sum()), int(self.bytes.sum()))
-
-    @property
-    def accuracy(self) -> float:
-        """Share of next tokens that were the most likely one."""
-        return float(self.correct.sum() / self.tokens.sum())
-
     def record(self) -> dict[str, Any]:
         """As JSON: the sums a document, in the set's order."""
         return {
@@ -52,11 +41,6 @@ class SetLosses:
             "tokens": self.tokens.astype(int).tolist(),
             "bytes": self.bytes.astype(int).tolist(),
         }
-
-    @classmethod
-    def from_record(cls, record: dict[str, Any]) -> SetLosses:
-        """The inverse of `record`."""
-        return cls(*(np.asarray(record[key], np.float64) for key in ("nats", "correct", "tokens", "bytes")))
 
 
 @torch.inference_mode()
@@ -105,8 +89,3 @@ def measure(
         np.diff(tokens.document_ends, prepend=0).astype(np.float64),
         tokens.document_bytes.astype(np.float64),
     )
-
-
-def finite(losses: dict[str, SetLosses]) -> bool:
-    """Whether every loss is a number."""
-    return all(math.isfinite(result.loss) for result in losses.values())

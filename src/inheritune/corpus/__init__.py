@@ -10,5 +10,6 @@ The number of workers decides only how many tasks run at once (worker.py); what 
 
 from inheritune.corpus.preparation import check_sources, prepare
 from inheritune.corpus.texts import iterate_training_texts
+from inheritune.corpus.tokenizing import tokenizer_fingerprint
 
-__all__ = ["check_sources", "iterate_training_texts", "prepare"]
+__all__ = ["check_sources", "iterate_training_texts", "prepare", "tokenizer_fingerprint"]

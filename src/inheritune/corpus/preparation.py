@@ -65,7 +65,7 @@ def prepare(
         raise Refused(f"{out}: is a file; choose another directory")
     unfinished = (out / WORK).exists()
     if out.exists() and not unfinished and any(entry.name != ".lock" for entry in out.iterdir()):
-        raise Refused(f"{out}: not empty, and no preparation; choose another directory")
+        raise Refused(f"{out}: not empty, and no preparation (it holds no {MANIFEST}); delete it or choose another")
     remove_empty = unfinished or not out.exists()
     with lock(out):
         load_plan.cache_clear()  # the same directory may have held another plan
@@ -87,7 +87,7 @@ def prepare(
 def _header(tokenizer: Path | str | Any, data: DataConfig, facts: TokenizerFacts, add_bos: bool) -> dict[str, Any]:
     return {
         "format": FORMAT,
-        "config": dataclasses.asdict(data),
+        "config": _recorded(data),
         "tokenizer": {
             "path": str(tokenizer if isinstance(tokenizer, (Path, str)) else getattr(tokenizer, "name_or_path", "")),
             "fingerprint": facts.fingerprint,
@@ -100,8 +100,17 @@ def _header(tokenizer: Path | str | Any, data: DataConfig, facts: TokenizerFacts
     }
 
 
+def _recorded(data: DataConfig) -> dict[str, Any]:
+    """The settings as the manifest keeps them: of the list of seen documents its content counts, not its path."""
+    record = dataclasses.asdict(data)
+    if data.exclude_seen is not None:
+        content = Path(data.exclude_seen).expanduser().read_bytes()
+        record["exclude_seen"] = f"sha256:{hashlib.sha256(content).hexdigest()}"
+    return record
+
+
 def _settings(data: DataConfig) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(data)))
+    record: dict[str, Any] = json.loads(json.dumps(_recorded(data)))
     return {key: value for key, value in record.items() if key not in _WITHOUT_EFFECT}
 
 
@@ -111,9 +120,14 @@ def _finished(out: Path, settings: dict[str, Any], facts: TokenizerFacts) -> dic
     Raises:
         Refused: it holds another one.
     """
-    manifest: dict[str, Any] | None = read_json(out / MANIFEST)
+    try:
+        manifest: dict[str, Any] | None = read_json(out / MANIFEST)
+    except Failed:
+        manifest = {}
     if manifest is None:
         return None
+    if not isinstance(manifest, dict) or not {"config", "tokenizer", "sets"} <= manifest.keys():
+        raise Failed(f"{out / MANIFEST}: damaged, no manifest; delete {out} and give the same command again")
     there = manifest.get("config", {})
     for key, value in settings.items():
         if there.get(key) != value:

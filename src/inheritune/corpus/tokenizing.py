@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
+_WORDS = "The harbour lay quiet at that hour."
+
+
 @dataclass(frozen=True)
 class TokenizerFacts:
     """What of a tokenizer decides the bytes that are written."""
@@ -64,7 +67,7 @@ def load_tokenizer(tokenizer: Path | str | Any) -> TokenizerFacts:
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(tokenizer))
-        except (OSError, ValueError, KeyError, ImportError) as error:
+        except Exception as error:  # the tokenizers library raises Exception itself for a malformed tokenizer.json
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise Refused(f"{name}: no tokenizer can be loaded from it ({first})") from error
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -72,6 +75,9 @@ def load_tokenizer(tokenizer: Path | str | Any) -> TokenizerFacts:
         raise Refused(f"{name}: only a slow tokenizer; convert it to a tokenizer.json first")
     if tokenizer.eos_token_id is None:
         raise Refused(f"{name}: the tokenizer has no end-of-text token (eos_token); set it in tokenizer_config.json")
+    if len(set(tokenizer(_WORDS, add_special_tokens=False)["input_ids"])) < 2:
+        # transformers 5.24 makes an empty one where tokenizer.json is missing
+        raise Refused(f"{name}: its tokenizer turns text into nothing; is its tokenizer.json or vocabulary missing?")
     begin = tokenizer.bos_token_id
     sample = tokenizer("a")["input_ids"]
     copy = type(backend).from_str(backend.to_str())
@@ -84,6 +90,11 @@ def load_tokenizer(tokenizer: Path | str | Any) -> TokenizerFacts:
         begin_of_sequence=begin,
         adds_begin_of_sequence=begin is not None and len(sample) > 0 and sample[0] == begin,
     )
+
+
+def tokenizer_fingerprint(tokenizer: Path | str) -> str:
+    """What a manifest records of a tokenizer: equal for tokenizers that give the same ids."""
+    return load_tokenizer(tokenizer).fingerprint
 
 
 class Encoder:

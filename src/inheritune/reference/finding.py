@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from huggingface_hub import metadata_load, snapshot_download
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -24,6 +27,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
 from inheritune.errors import Failed, Refused
@@ -44,7 +48,10 @@ _TOKENIZER_FILES = (
     "vocab.txt",
     "spiece.model",
 )
-_LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError)
+_LOADING_ERRORS = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, RuntimeError, ArithmeticError),
+    StrictDataclassError,
+)
 """What transformers raises for a config, tokenizer or model that it cannot make sense of."""
 
 
@@ -119,8 +126,7 @@ def find(reference: str, revision: str | None = None, trust_remote_code: bool = 
     tokenizer = _tokenizer(reference, path, trust_remote_code)
     head, embedding = skeleton.get_output_embeddings(), skeleton.get_input_embeddings()
     total, inner = count_parameters(skeleton)
-    card = metadata_load(path / "README.md") if (path / "README.md").exists() else None
-    licence = card.get("license") if isinstance(card, dict) else None
+    licence = _licence(reference, path)
     seen = path / "seen.txt"
     found = Reference(
         source=reference,
@@ -139,7 +145,7 @@ def find(reference: str, revision: str | None = None, trust_remote_code: bool = 
         weight_files=files,
         tokens_trained=_tokens_trained(path, config),
         seen_hashes=seen if seen.exists() else None,
-        license=licence if isinstance(licence, str) else None,
+        license=licence,
     )
     if tokenizer is not None:
         check_vocabulary(found, max(tokenizer.get_vocab().values(), default=-1) + 1)
@@ -170,8 +176,9 @@ def load(reference: Reference, dtype: torch.dtype | None = None) -> PreTrainedMo
         model, info = loaded
     except _LOADING_ERRORS as error:
         raise Failed(f"{reference.source}: transformers cannot load it: {one_line(error)}") from error
-    # transformers 5.24 only logs these, and puts random values in their place.
-    wrong = [*sorted(info["missing_keys"]), *sorted(str(key) for key in info["mismatched_keys"])]
+    # transformers 5.24 only logs these, and puts random values in their place; a mismatched one comes with its shapes.
+    mismatched = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]
+    wrong = [*sorted(info["missing_keys"]), *sorted(mismatched)]
     if wrong:
         what = f"{wrong[0]} is missing or of another shape ({len(wrong)} such tensors)"
         raise Failed(f"{reference.source}: its weights do not fit its config: {what}; give a complete model")
@@ -243,11 +250,11 @@ def _locate(reference: str, revision: str | None, trust_remote_code: bool) -> tu
         directory = Path(str(resources.files("inheritune"))) / "packaged" / name
         if not name or "/" in name or not directory.is_dir():
             raise Refused(f"{reference}: this installation of inheritune brings no such reference")
-    if reference and directory.is_dir():
+    if reference and os.path.isdir(directory):  # pathlib's raises for a name that is too long
         if revision is not None:
             raise Refused(f"{reference}: a directory has no revision; leave revision out, or give a hub id")
         return directory, None
-    if reference and directory.exists():
+    if reference and os.path.exists(directory):
         raise Refused(f"{reference}: a file, not a model directory; give the directory that holds config.json")
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", reference, re.ASCII):
         raise Refused(f"{reference}: no such directory, and no hub id (ORG/NAME)")
@@ -285,6 +292,8 @@ def _config(source: str, path: Path, trust_remote_code: bool) -> PretrainedConfi
         raise Refused(f"{source}: transformers cannot read its config.json: {one_line(error)}") from error
     if getattr(config, "quantization_config", None):
         raise Refused(f"{source}: its weights are quantised; give the model in bfloat16, float16 or float32")
+    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", True):
+        raise Refused(f"{source}: reads in both directions ({config.model_type}); give a decoder-only language model")
     if config.is_encoder_decoder:
         raise Refused(f"{source}: an encoder-decoder ({config.model_type}); give a decoder-only language model")
     assert isinstance(config, PretrainedConfig)
@@ -314,8 +323,23 @@ def _tokenizer(source: str, path: Path, trust_remote_code: bool) -> PreTrainedTo
     return tokenizer
 
 
+def _licence(source: str, path: Path) -> str | None:
+    """The licence that the model card names; of a card that cannot be read, a warning and none."""
+    try:
+        card = metadata_load(path / "README.md") if (path / "README.md").is_file() else None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        _LOG.warning("%s: its model card cannot be read, so no licence is recorded: %s", source, one_line(error))
+        return None
+    licence = card.get("license") if isinstance(card, dict) else None
+    return licence if isinstance(licence, str) else None
+
+
 def _tokens_trained(path: Path, config: PretrainedConfig) -> int | None:
-    for record in (read_json(path / "inheritune.json"), getattr(config, LINEAGE_KEY, None)):
+    try:
+        own = read_json(path / "inheritune.json")
+    except Failed as error:
+        raise Refused(f"{path / 'inheritune.json'}: not JSON; mend it, or take it away") from error
+    for record in (own, getattr(config, LINEAGE_KEY, None)):
         tokens = record.get("tokens_trained") if isinstance(record, dict) else None
         if isinstance(tokens, int):
             return tokens

@@ -38,10 +38,10 @@ def weight_files(source: str, path: Path) -> tuple[Path, ...]:
     """
     for name, check in ((_SAFE, _safetensors_names), (_PICKLED, _pickle_names)):
         index = path / f"{name}.index.json"
-        if (path / name).exists():
+        if (path / name).is_file():
             check(source, path / name)
             return (path / name,)
-        if index.exists():
+        if index.is_file():
             return _shards(source, index, check)
     raise Refused(f"{source}: no weights: {path} holds neither {_SAFE} nor {_PICKLED}, whole or in shards")
 
@@ -61,6 +61,8 @@ def _shards(source: str, index: Path, check: Callable[[str, Path], set[str]]) ->
     try:
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted({str(name) for name in places.values()})
+        if not names:
+            raise ValueError("it names no file")
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise Refused(f"{source}: {index.name} is no index of weights: {one_line(error)}") from error
     files = tuple(index.parent / name for name in names)

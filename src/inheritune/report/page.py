@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from inheritune.errors import Refused
+from inheritune.errors import Failed, Refused
 from inheritune.report.curves import STANDALONE_STYLE, Panel, draw_curves, panels_of
 from inheritune.report.numbers import NOT_APPLICABLE, by_key, count, decimals, flat, words
 from inheritune.report.table import dict_of, models_of, table_rows
@@ -41,7 +41,7 @@ def _read(run: Path, name: str, kind: type, gaps: dict[str, str]) -> Any:
             gaps[name] = f"{name} is not in the run directory"
             return kind()
         record = _READERS[path.suffix](path)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, Failed) as error:
         gaps[name] = f"{name} cannot be read: {error}"
         return kind()
     if not isinstance(record, kind) or not record:
