@@ -196,7 +196,7 @@ CASES: list[tuple[Callable[[Ground], None], list[str], list[str]]] = [
     (nothing, ["--reference", "a" * 5000], ["aaa", "no such directory"]),
     (nothing, ["--data.sources", "a" * 5000], ["aaa", "no such file"]),
     (nothing, ["--data.validation_sets", '{"manifest.json": {"path": "{root}/text.jsonl"}}'], ["'manifest.json'"]),
-    (no_vocabulary, [], ["tokenizer", "into nothing"]),
+    (no_vocabulary, [], ["reference", "tokenizer"]),
     (huge_number, [], ["text.jsonl:121", "not JSON"]),
     (odd_config, [], ["config.json", "num_hidden_layers"]),
     (no_heads, [], ["config.json"]),

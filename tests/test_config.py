@@ -71,6 +71,7 @@ EXPLODING = "architecture:\n  config:\n    a: &a [x, x, x, x, x, x, x, x, x, x]\
     f"    {name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n" for before, name in ("ab", "bc", "cd", "de")
 )
 
+
 def test_sources_of_a_flag_take_nothing_from_the_recipe(tmp_path: Path) -> None:
     text = "data: {sources: [{path: a.txt, weight: 2, document_separator: '--', repeat: true}]}"
     assert load(text, "--data.sources", "b.txt", tmp=tmp_path).data.sources == [SourceConfig("b.txt")]
@@ -111,6 +112,9 @@ BAD = [
     ("", ["--data.pases", "3"], ["--data.pases", "did you mean 'data.passes'"]),
     ("", ["--data.passes"], ["--data.passes", "needs a value"]),
     ("", ["--train.learning_rate", "nan"], ["--train.learning_rate", "'nan'", "a number"]),
+    ("", ["--config", "other.yaml"], ["--config", "unknown flag"]),
+    ("", ["--data.pass", "3"], ["--data.pass", "did you mean 'data.passes'"]),
+    ("", ["more"], ["more", "one argument too many"]),
     ("data:", [], ["data is null", "a mapping"]),
     ("name: null", [], ["name is null", "text"]),
     ("train: {seed: null}", [], ["train.seed is null", "a whole number"]),

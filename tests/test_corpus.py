@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from inheritune.config import DataConfig, SourceConfig, TokenCount
-from inheritune.corpus import build, check_sources, iterate_training_texts, plan, prepare, shards, steps
+from inheritune.corpus import build, check_sources, iterate_training_texts, plan, prepare, shards, steps, tokenizing
 from inheritune.corpus.selection import split_budget
 from inheritune.errors import Failed, Refused
 
@@ -577,3 +578,9 @@ def test_parts_of_a_file_are_tasks_whatever_the_workers(tmp_path: Path, big: Pat
     assert tasks[0][0][1] == 0
     assert all(before[-1][2] == after[0][1] for before, after in itertools.pairwise(tasks))
     assert tasks[-1][-1][2] == big.stat().st_size
+
+
+def test_a_tokenizer_without_a_vocabulary_is_refused() -> None:
+    empty = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), eos_token="</s>")
+    with pytest.raises(Refused, match="turns text into nothing"):
+        tokenizing.load_tokenizer(empty)

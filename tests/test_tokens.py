@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from inheritune.errors import Failed
+from inheritune.errors import Failed, Refused
 from inheritune.tokens import TokenSet, TrainingBlocks, open_prepared, pass_order, whole_set
 
 
@@ -47,6 +47,19 @@ def test_a_shard_of_another_length_is_refused(tmp_path: Path) -> None:
         file.write(b"xx")
     with pytest.raises(Failed, match="prepare the data again"):
         TokenSet(tmp_path, [{"name": "00000.ds", "tokens": 3, "documents": 1}], 2)
+
+
+def test_reading_ends_where_the_stream_does(tmp_path: Path) -> None:
+    assert token_set(tmp_path, [[[1, 2]], [[3]]]).read(1, 64).tolist() == [2, 3]
+
+
+@pytest.mark.parametrize("ending", [".index", ".bytes"])
+def test_a_cut_list_of_documents_is_refused(ending: str, tmp_path: Path) -> None:
+    token_set(tmp_path, [[[1, 2, 3], [4, 5]]])
+    file = tmp_path / f"00000.ds{ending}"
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(Failed, match="not the 16 bytes"):
+        TokenSet(tmp_path, [{"name": "00000.ds", "tokens": 5, "documents": 2}], 2)
 
 
 @given(st.integers(1, 400), st.integers(0, 2**63), st.integers(0, 50))
@@ -90,5 +103,5 @@ def test_a_whole_set_has_every_token_as_a_label_once(tmp_path: Path, count: int)
 
 
 def test_an_unfinished_preparation_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Failed, match=r"no manifest\.json"):
+    with pytest.raises(Refused, match=r"no manifest\.json"):
         open_prepared(tmp_path)

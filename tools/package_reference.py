@@ -33,7 +33,8 @@ It exists so that `inheritune run demo` has a reference that works offline; it c
 at all. Held-out loss: {loss:.3f} nats a token ({bits:.3f} bits a byte) on {documents} documents.
 
 The text is what an installation of inheritune brings: the standard library of Python {python} and the packages
-{packages}, without their tests. Their licences (PSF and BSD) cover that text; none of it is in this directory.
+{packages}, without their tests.
+Their licences (PSF and BSD) cover that text; none of it is in this directory.
 `seen.txt` lists the content hashes of the {seen} documents it was trained on, `training.jsonl` is its training record.
 """
 

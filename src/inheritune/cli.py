@@ -35,6 +35,13 @@ Start here: inheritune run demo
 """
 
 
+_FILE_SYSTEM_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+    *(errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EMFILE),
+)
+"""What the file system may refuse for reasons outside this program; any other is a fault in it, and shown whole."""
+
+
 @dataclass(frozen=True)
 class Command:
     """A command: what it takes in words, what it does in a line, and the function that parses and calls."""
@@ -72,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if error.errno not in _FILE_SYSTEM_ERRORS:
             raise
         where = error.filename or "output"
         kept = "what was finished is kept: mend it and give the same command again"
@@ -131,23 +138,25 @@ def _plain(parser: ArgumentParser, words: list[str]) -> Namespace:
         raise Refused(f"{parser.prog}: {' '.join(str(error).split())} (see {parser.prog} --help)") from None
 
 
-def _directory(out: str) -> Path:
-    """`--out` as a path."""
+def _directory(word: str, argument: str = "--out") -> Path:
+    """A directory's name as a path, be it there or not."""
     try:
-        if not out:
+        if not word:
             raise ValueError("empty")
-        path = Path(out).expanduser()
+        path = Path(word).expanduser()
         with contextlib.suppress(FileNotFoundError):
             path.lstat()
     except (OSError, ValueError, RuntimeError) as error:  # ValueError: a null byte; RuntimeError: a ~ of nobody
-        raise Refused(f"--out {out!r}: no directory's name ({getattr(error, 'strerror', None) or error})") from None
+        reason = getattr(error, "strerror", None) or error
+        raise Refused(f"{argument} {word!r}: cannot name a directory ({reason}); give another") from None
     return path
 
 
 def _bare_parser(name: str) -> ArgumentParser:
     from jsonargparse import ArgumentParser
 
-    return ArgumentParser(exit_on_error=False, prog=f"inheritune {name}", description=COMMANDS[name].summary)
+    summary = COMMANDS[name].summary
+    return ArgumentParser(exit_on_error=False, prog=f"inheritune {name}", description=summary, allow_abbrev=False)
 
 
 def _run_until(name: str, until: str) -> Callable[[list[str]], None]:
@@ -232,7 +241,7 @@ def _report(words: list[str]) -> None:
     from inheritune.report import write_report
 
     for run in namespace.run:
-        print(write_report(Path(run)))
+        print(write_report(_directory(run, "RUN")))
 
 
 COMMANDS = {

@@ -8,6 +8,7 @@ are caught and reworded here. No torch.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 import math
@@ -88,6 +89,8 @@ def parse(
     Raises:
         Refused: unknown key, wrong type or impossible value.
     """
+    if any(flag.split("=")[0] == "--config" for flag in flags):
+        raise Refused("--config: unknown flag; a recipe is given by its name alone, other values by their own flags")
     if values:
         _check_keys(kind, values, where, "")
     try:
@@ -108,8 +111,8 @@ def build_parser(kind: type[Any], prog: str | None = None, description: str | No
     """A jsonargparse parser with one flag a key of the dataclass, nested ones dotted."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     register_type(TokenCount, serializer=int, deserializer=TokenCount, fail_already_registered=False)
-    parser = ArgumentParser(exit_on_error=False, prog=prog, description=description)
-    parser.add_argument("--config", action="config", help="a YAML file whose keys are the flags below")
+    parser = ArgumentParser(exit_on_error=False, prog=prog, description=description, allow_abbrev=False)
+    parser.add_argument("--config", action="config", help=argparse.SUPPRESS)  # how `parse` hands the file's values on
     parser.add_class_arguments(kind)
     return parser
 
@@ -178,9 +181,9 @@ def first_difference(one: dict[str, Any], other: dict[str, Any], prefix: str = "
 def _read(recipe: str) -> tuple[str, str]:
     """A recipe's text and what to call it in errors."""
     path = Path(recipe)
-    if path.is_dir():
+    if os.path.isdir(recipe):  # pathlib's raises for a name that is too long
         raise Refused(f"{recipe}: a directory; a recipe is a YAML file or one of: {', '.join(packaged_recipes())}")
-    if path.is_file():
+    if os.path.isfile(recipe):
         try:
             return path.read_text(encoding="utf-8"), recipe
         except (UnicodeDecodeError, OSError) as error:
@@ -320,19 +323,27 @@ def _with_plain_source_flags(flags: Sequence[str]) -> list[str]:
         for field in dataclasses.fields(SourceConfig)
         if field.default is not dataclasses.MISSING
     }
+
+    def whole(item: Any) -> Any:
+        item = {"path": item} if isinstance(item, str) else item
+        return defaults | item if isinstance(item, dict) else item
+
     found = list(flags)
     for index, flag in enumerate(flags):
         name, equals, value = flag.partition("=")
-        if name not in ("--data.sources", "--sources") or (not equals and index + 1 >= len(flags)):
+        kind = name.removeprefix("--").removeprefix("data.")
+        if kind not in ("sources", "validation_sets") or (not equals and index + 1 >= len(flags)):
             continue
         try:
             items = yaml.safe_load(value if equals else flags[index + 1])
         except yaml.YAMLError:
             continue  # jsonargparse says so
-        items = [items] if isinstance(items, str) else items
-        if isinstance(items, list):
-            whole = [{"path": item} if isinstance(item, str) else item for item in items]
-            written = yaml.safe_dump([defaults | item if isinstance(item, dict) else item for item in whole])
+        written: str | None = None
+        if kind == "sources" and items and isinstance(items, str | list):
+            written = yaml.safe_dump([whole(item) for item in ([items] if isinstance(items, str) else items)])
+        elif kind == "validation_sets" and isinstance(items, dict):
+            written = yaml.safe_dump({key: whole(item) for key, item in items.items()})
+        if written is not None:
             found[index if equals else index + 1] = f"{name}={written}" if equals else written
     return found
 
@@ -368,7 +379,7 @@ def _allowed_type(kind: type[Any], key: str) -> str:
         if inner is None:
             return "see --help"
         annotation = typing.get_type_hints(inner).get(part.split("[")[0])
-    return _words(annotation)
+    return _words(annotation) if annotation is not None else "see --help"
 
 
 def _words(annotation: Any) -> str:
@@ -402,7 +413,10 @@ def _reworded(kind: type[Any], message: str, where: str, values: dict[str, Any],
     """jsonargparse's error, of several lines, in one of ours."""
     unknown = re.search(r"unrecognized arguments: (\S+)|does not accept option '([^']+)'", message, re.IGNORECASE)
     if unknown:
-        flag = (unknown.group(1) or unknown.group(2)).lstrip("-").split("=")[0]
+        word = unknown.group(1) or unknown.group(2)
+        if unknown.group(1) and not word.startswith("-"):
+            return f"{word}: one argument too many; see --help"
+        flag = word.lstrip("-").split("=")[0]
         full = next((item.split("=")[0].lstrip("-") for item in overrides if item.split("=")[0].endswith(flag)), flag)
         return f"--{full}: unknown flag{_nearest(full, _all_keys(kind))}"
     required = re.search(r"arguments are required: (\w+)", message)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerFast
 
 from inheritune.config import ArchitectureConfig
@@ -62,7 +63,7 @@ def architecture_config(architecture: ArchitectureConfig, vocabulary: int, end_o
         config = AutoConfig.for_model(
             model_type, **{"vocab_size": vocabulary, "eos_token_id": end_of_text, "bos_token_id": None, **keys}
         )
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError, ArithmeticError, StrictDataclassError) as error:
         raise Refused(f"architecture.config: {' '.join(str(error).split())[:300]}") from None
     assert isinstance(config, PretrainedConfig)
     return config

@@ -52,8 +52,8 @@ class TokenSet:
         self.document_bytes = np.concatenate(sizes).astype(np.int64) if sizes else np.zeros(0, np.int64)  # (documents,)
 
     def read(self, start: int, stop: int) -> Tokens:
-        """Tokens [start, stop) of the stream, across shards: (stop - start,), int64."""
-        parts = []
+        """Tokens [start, stop) of the stream, as far as it goes, across shards: (stop - start,) at most, int64."""
+        parts, stop = [], min(stop, self.tokens)
         shard = int(np.searchsorted(self.starts, start, side="right")) - 1
         while start < stop:
             base, end = int(self.starts[shard]), min(stop, int(self.starts[shard + 1]))

@@ -65,7 +65,8 @@ def prepare(
         raise Refused(f"{out}: is a file; choose another directory")
     unfinished = (out / WORK).exists()
     if out.exists() and not unfinished and any(entry.name != ".lock" for entry in out.iterdir()):
-        raise Refused(f"{out}: not empty, and no preparation (it holds no {MANIFEST}); delete it or choose another")
+        mend = "choose another directory, or remove this one if a damaged run left it"
+        raise Refused(f"{out}: not empty, and no preparation (it holds no {MANIFEST}); {mend}")
     remove_empty = unfinished or not out.exists()
     with lock(out):
         load_plan.cache_clear()  # the same directory may have held another plan
@@ -121,7 +122,7 @@ def _finished(out: Path, settings: dict[str, Any], facts: TokenizerFacts) -> dic
         Refused: it holds another one.
     """
     try:
-        manifest: dict[str, Any] | None = read_json(out / MANIFEST)
+        manifest: Any = read_json(out / MANIFEST)
     except Failed:
         manifest = {}
     if manifest is None:
@@ -136,6 +137,7 @@ def _finished(out: Path, settings: dict[str, Any], facts: TokenizerFacts) -> dic
     if manifest["tokenizer"]["fingerprint"] != facts.fingerprint:
         raise Refused(f"{out}: holds a different preparation (made with another tokenizer); choose another directory")
     shutil.rmtree(out / WORK, ignore_errors=True)
+    assert isinstance(manifest, dict)
     return manifest
 
 

@@ -14,7 +14,7 @@ import mmap
 import tokenize
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from inheritune.corpus.files import SourceFile
@@ -99,10 +99,17 @@ def scan(file: SourceFile, start: int, end: int) -> Iterator[Record]:
     Raises:
         Refused: the file itself is damaged (a compressed stream that breaks off, say).
     """
+    with refused_if_damaged(file):
+        yield from _scan_parquet(file, start, end) if file.kind == "parquet" else _scan_bytes(file, start, end)
+
+
+@contextmanager
+def refused_if_damaged(file: SourceFile) -> Iterator[None]:
+    """Turn what decompression raises for a damaged stream into a refusal that names the file."""
     import zstandard
 
     try:
-        yield from _scan_parquet(file, start, end) if file.kind == "parquet" else _scan_bytes(file, start, end)
+        yield
     except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
         raise Refused(
             f"{file.name}: damaged, its compressed content breaks off ({error}); fetch or write it again"

@@ -14,7 +14,7 @@ from typing import Literal
 from inheritune.config import SourceConfig
 from inheritune.corpus.files import Kind, SourceFile
 from inheritune.corpus.python_source import list_python_source
-from inheritune.corpus.reading import open_stream
+from inheritune.corpus.reading import open_stream, refused_if_damaged
 from inheritune.errors import Refused
 
 HUB = "hub:"
@@ -31,6 +31,7 @@ _KINDS: dict[str, Kind] = {
     ".markdown": "text",
 }
 _ENDINGS = ".jsonl, .json, .txt, .md (each also .gz, .zst) or .parquet"
+_COMPRESSIONS = {"gz": "gzip", "zst": "zst (Zstandard)"}
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _ZSTD_SKIPPABLE = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")
@@ -139,7 +140,8 @@ def check_content(file: SourceFile) -> None:
     expected = {"gz": _GZIP_MAGIC, "zst": _ZSTD_MAGIC}.get(file.compression, b"")
     if not magic.startswith(expected) and not (file.compression == "zst" and _ZSTD_SKIPPABLE.match(magic)):
         raise Refused(
-            f"{file.name}: its ending says {file.compression}, its content does not; rename it, or compress it"
+            f"{file.name}: its ending says {_COMPRESSIONS[file.compression]}, its content does not; "
+            "rename it, or compress it"
         )
     if not file.compression:
         for ending, other in (("gz", _GZIP_MAGIC), ("zst", _ZSTD_MAGIC)):
@@ -153,7 +155,7 @@ def check_content(file: SourceFile) -> None:
 
 
 def _read_head(file: SourceFile) -> bytes:
-    with open_stream(file) as stream:
+    with refused_if_damaged(file), open_stream(file) as stream:
         return bytes(stream.read(_HEAD_BYTES))
 
 

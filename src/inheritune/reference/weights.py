@@ -23,7 +23,7 @@ _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat
 
 def one_line(error: BaseException) -> str:
     """An error of a library as one line of at most 300 characters."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return " ".join(str(error).split())[:300].rstrip() or type(error).__name__
 
 
 def weight_files(source: str, path: Path) -> tuple[Path, ...]:
