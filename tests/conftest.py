@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Callable
@@ -152,7 +153,8 @@ def make_prepared(tmp_path: Path) -> Callable[..., Prepared]:
             tokens.tofile(folder / "00000.ds")
             np.cumsum([len(document) for document in documents]).astype("<u8").tofile(folder / "00000.ds.index")
             np.array([3 * len(document) for document in documents], "<u8").tofile(folder / "00000.ds.bytes")
-            file = {"name": "00000.ds", "tokens": len(tokens), "documents": len(documents)}
+            digest = hashlib.sha256((folder / "00000.ds").read_bytes()).hexdigest()
+            file = {"name": "00000.ds", "tokens": len(tokens), "documents": len(documents), "sha256": digest}
             entries[set_name] = {"tokens": len(tokens), "documents": len(documents), "files": [file]}
         tokenizer = {"vocabulary": VOCABULARY, "end_of_text": VOCABULARY - 1, "token_bytes": 2}
         write_json(directory / "manifest.json", {"sets": entries, "tokenizer": tokenizer})

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from inheritune import corpus, pipeline, recipe as recipes
 from inheritune.config import Recipe
 from inheritune.console import Console
-from inheritune.errors import Failed, Interrupted, Refused
+from inheritune.errors import Failed, InherituneError, Interrupted, Refused
 from inheritune.run_directory import JsonlWriter, lock, read_json, read_jsonl
 
 WORDS = [first + second for first in "bdgklmnprst" for second in ("a", "ein", "olu")]
@@ -317,3 +318,43 @@ def test_from_an_architecture_a_reference_is_made(text: Path, tmp_path: Path) ->
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "r" / "model")
     assert model.dtype == torch.bfloat16
     assert model.config.vocab_size == 300
+
+
+def spoil_recipe(out: Path) -> str:
+    (out / "recipe.yaml").write_text("[")
+    return "recipe.yaml: damaged"
+
+
+def spoil_ledger(out: Path) -> str:
+    (out / "ledger.json").unlink()
+    (out / "result.json").write_text("[]")
+    return "ledger.json: has no entry of the target's training"
+
+
+def spoil_model(out: Path) -> str:
+    (out / "model" / "model.safetensors").unlink()
+    (out / "losses" / "target.json").unlink()
+    (out / "result.json").unlink()
+    return "model: cannot be loaded"
+
+
+def spoil_shard(out: Path) -> str:
+    path = out / "data" / "train" / "00000.ds"
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+    (out / "result.json").unlink()
+    return "00000.ds: damaged"
+
+
+@pytest.mark.parametrize("spoil", [spoil_recipe, spoil_ledger, spoil_model, spoil_shard])
+def test_a_damaged_run_is_told_in_one_line(
+    spoil: Callable[[Path], str], finished: Path, llama_directory: Path, text: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    said = spoil(out)
+    with pytest.raises(InherituneError) as error:
+        pipeline.run(recipe(llama_directory, text), out, console=Silent())
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)

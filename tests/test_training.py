@@ -248,8 +248,8 @@ def test_tensorboard_gets_the_same_numbers(tmp_path: Path, data: Prepared) -> No
 def test_dropout_is_resumed_too(tmp_path: Path, data: Prepared) -> None:
     def run(name: str, told: Callable[[Progress], None] = lambda _: None) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
-        shape = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64}
-        network = GPT2LMHeadModel(GPT2Config(vocab_size=320, resid_pdrop=0.5, **shape))
+        config = GPT2Config(vocab_size=320, n_embd=16, n_layer=1, n_head=2, n_positions=64, resid_pdrop=0.5)
+        network = GPT2LMHeadModel(config)
         (tmp_path / name).mkdir(exist_ok=True)
         torch.manual_seed(len(name))  # whatever the process drew before
         Trainer(network, data, CONFIG, tmp_path / name, LENGTH, 2, report=lambda _: None, progress=told).run()

@@ -169,7 +169,12 @@ class _Stages:
             raise Refused(
                 f"{self.directory}: not empty and no run directory (it holds no recipe.yaml); choose another --out"
             )
-        held = yaml.safe_load(path.read_text(encoding="utf-8"))
+        try:
+            held = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError, OSError):
+            held = None
+        if not isinstance(held, dict) or not isinstance(held.get("data"), dict):
+            raise Refused(f"{path}: damaged, so what this run is cannot be told; restore it, or choose another --out")
         mine = recipes.as_dict(self.recipe)
         for values in (held, mine):
             values["data"].pop("workers", None)  # changes speed, not the result
@@ -205,7 +210,7 @@ class _Stages:
         """Every stage up to `until`, with the state of the run kept in `result.json`."""
         write_atomic(self.directory / "recipe.yaml", recipes.dump(self.recipe))
         done = read_json(self.directory / "result.json")
-        if done is not None and done.get("state") == "done":
+        if isinstance(done, dict) and done.get("state") == "done" and "target" in done:
             self.console.line(f"{self.directory}: already done.")
             return self._show(done)
         write_json(self.directory / "environment.json", environment.describe())
@@ -285,6 +290,7 @@ class _Stages:
                 corpus.prepare(self._data(), tokenizer, out, report=self.console.line)
             prepared = open_prepared(out)
         self._check_prepared(prepared)
+        prepared.verify()
         write_json(self.directory / "data.json", {"fingerprint": prepared.manifest["fingerprint"]})
         sets = prepared.manifest["sets"]
         for name, entry in sets.items():
@@ -408,7 +414,11 @@ class _Stages:
             if trainer.best_weights is not None:
                 checkpoint.load_weights(trainer.best_weights, model)
             self._export(name, _cast(model.cpu(), dtype), directory / "model")
-        exported = AutoModelForCausalLM.from_pretrained(directory / "model")
+        try:
+            exported = AutoModelForCausalLM.from_pretrained(directory / "model")
+        except (OSError, ValueError) as error:
+            what = f"{directory / 'model'}: cannot be loaded ({references.one_line(error)})"
+            raise Failed(f"{what}; delete it, the checkpoint is kept") from error
         self._measure(name, exported, prepared)
 
     def _export(self, name: str, model: PreTrainedModel, out: Path) -> None:
@@ -428,10 +438,17 @@ class _Stages:
     def _finish(self, prepared: Prepared) -> Record:
         """Compute `result.json` from the records, write it and the report, show the table."""
         own = self._own_training(prepared) if self.reference is not None else None
+        names = ("reference", "cut", "target", "random")
+        losses = {name: read_json(self.directory / "losses" / f"{name}.json") for name in names}
+        ledger = read_json(self.directory / "ledger.json")
+        for name in ("target", "random"):
+            if losses[name] is not None and (not isinstance(ledger, dict) or f"train {name}" not in ledger):
+                what = f"{self.directory / 'ledger.json'}: has no entry of the {name}'s training"
+                raise Failed(f"{what}; restore the file, or run the recipe into another --out")
         result = assemble(
             self.recipe.name,
-            losses={path.stem: read_json(path) for path in sorted((self.directory / "losses").glob("*.json"))},
-            ledger=read_json(self.directory / "ledger.json"),
+            losses={name: record for name, record in losses.items() if record is not None},
+            ledger=ledger,
             metrics={
                 "target": read_jsonl(self.directory / "metrics.jsonl"),
                 "random": read_jsonl(self.directory / "controls" / "random" / "metrics.jsonl"),

@@ -99,12 +99,13 @@ def _model(key: str, record: Record, ledger: Record) -> Record:
     return entry
 
 
-def bits_per_byte(nats: float, text_bytes: float) -> float:
+def bits_per_byte(nats: float, text_bytes: float) -> float | None:
     """Total code length in nats over the UTF-8 bytes it encodes, in bits a byte: comparable between tokenizers.
 
-    End-of-text tokens count in `nats` (a document's end has to be told as well) and hold no bytes.
+    None where there is no byte. End-of-text tokens count in `nats` (a document's end has to be told as well) and hold
+    no bytes.
     """
-    return nats / (math.log(2) * text_bytes)
+    return nats / (math.log(2) * text_bytes) if text_bytes else None
 
 
 def scores(losses: Record) -> Record:

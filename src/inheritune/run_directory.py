@@ -95,12 +95,14 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    *whole, _half = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     records = []
-    for number, line in enumerate(whole, 1):
+    for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
+            if number == len(lines):
+                break
             raise Failed(f"{path}:{number}: not JSON ({error.msg}); mend or remove the line") from None
         if not isinstance(record, dict):
             raise Failed(f"{path}:{number}: no record (name: value); mend or remove the line")

@@ -7,6 +7,7 @@ token but the first is a label exactly once. The tail that fills no block is not
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -80,6 +81,20 @@ class Prepared:
         return TokenSet(
             self.directory / name, self.manifest["sets"][name]["files"], self.manifest["tokenizer"]["token_bytes"]
         )
+
+    def verify(self) -> None:
+        """Compare every shard's checksum with the manifest's.
+
+        Raises:
+            Failed: one differs.
+        """
+        for name, entry in self.manifest["sets"].items():
+            for file in entry["files"]:
+                path = self.directory / name / file["name"]
+                with path.open("rb") as shard:
+                    found = hashlib.file_digest(shard, "sha256").hexdigest()
+                if found != file["sha256"]:
+                    raise Failed(f"{path}: damaged (its checksum differs); delete {self.directory} and prepare again")
 
     @property
     def main_set(self) -> str:

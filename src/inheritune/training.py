@@ -178,7 +178,7 @@ class Trainer:
                 if not (math.isfinite(loss) and math.isfinite(norm)):
                     raise Failed(
                         f"{self.directory}: loss {loss}, gradient norm {norm} at step {state.step}; "
-                        "the last checkpoint is kept: lower train.learning_rate or lengthen train.warmup_steps in a new run"
+                        "the last checkpoint is kept: lower train.learning_rate or lengthen the warm-up in a new run"
                     )
                 # The first step after a start compiles, and says nothing of the others.
                 if state.step - first_step <= 1:
