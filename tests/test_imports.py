@@ -18,7 +18,8 @@ SOURCE = Path(inheritune.__file__).parent
 ALLOWED = {
     "errors": "",
     "config": "errors",
-    "recipe": "errors config",
+    "rules": "errors config",
+    "recipe": "errors config rules",
     "run_directory": "errors config",
     "environment": "errors",
     "console": "errors",
@@ -52,7 +53,7 @@ ALLOWED["__init__"] = " ".join(module for module in ALLOWED if module != "cli")
 ALLOWED["__main__"] = "cli"
 
 # What answers at once, on a machine without a GPU: neither may be imported with it.
-LIGHT = ["config", "recipe", "run_directory", "console", "schedule", "comparison", "result", "report", "cli"]
+LIGHT = ["config", "rules", "recipe", "run_directory", "console", "schedule", "comparison", "result", "report", "cli"]
 HEAVY = ["torch", "transformers", "datasets", "datatrove", "matplotlib", "pandas"]
 
 RELATIVE = "."

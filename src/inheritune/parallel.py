@@ -51,6 +51,19 @@ def autocast(dtype: torch.dtype, device: torch.device) -> contextlib.AbstractCon
     return torch.autocast(device.type, dtype)
 
 
+def place(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """Move a model to a device, in place: transformers types its own `to` as taking none."""
+    nn.Module.to(model, device)
+    return model
+
+
+def cast_parameters(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Cast the parameters, and them alone: rotary frequencies are buffers that transformers keeps in float32."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
+
+
 def compile_blocks(
     model: PreTrainedModel, setting: str, device: torch.device, *, flops: float, report: Callable[[str], None]
 ) -> bool:
@@ -105,5 +118,6 @@ def _reason(error: Exception) -> str:
         return f"the compile cache in {cache} cannot be written (set TORCHINDUCTOR_CACHE_DIR)"
     if "InvalidCxxCompiler" in type(error).__name__ or "No working C++ compiler" in text:
         return "no C++ compiler is installed (Debian: apt-get install g++)"
-    first_line = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
-    return f"{type(error).__name__}: {first_line[:160]}"
+    # dynamo's own first line says only which backend failed
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("backend=")]
+    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__

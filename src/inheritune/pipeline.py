@@ -24,12 +24,12 @@ from inheritune.config import DataConfig, Recipe
 from inheritune.console import Console
 from inheritune.distributed import World, world
 from inheritune.errors import Failed, InherituneError, Interrupted, Refused
-from inheritune.parallel import compute_dtype, uncompile_blocks
+from inheritune.parallel import cast_parameters, compute_dtype, place, uncompile_blocks
 from inheritune.planning import parameters
 from inheritune.reference import Reference
 from inheritune.report import render_table, usage, write_report
 from inheritune.result import OwnTraining, assemble
-from inheritune.run_directory import lock, read_json, read_jsonl, write_atomic, write_json
+from inheritune.run_directory import clear, lock, read_json, read_jsonl, write_atomic, write_json
 from inheritune.tokens import Prepared, TrainingBlocks, open_prepared
 from inheritune.training import Trainer, measure_all
 
@@ -69,7 +69,7 @@ def run(recipe: Recipe, out: Path | None = None, *, console: Console | None = No
             return stages.run(until)
         except Refused:
             if fresh:
-                _empty(directory, remove=created)
+                clear(directory, remove=created)
             raise
 
 
@@ -83,8 +83,6 @@ class _Stages:
         self.world: World = world()
         self.reference: Reference | None = None
         self.indices: tuple[int, ...] = ()
-
-    # ---- before anything is written
 
     def check(self) -> None:
         """Refuse all that can be refused now."""
@@ -203,8 +201,6 @@ class _Stages:
             length = self.recipe.data.sequence_length
             raise Refused(f"data.sequence_length: {length} is too long: the architecture has {positions} positions")
         return config
-
-    # ---- the stages
 
     def run(self, until: str) -> Record:
         """Every stage up to `until`, with the state of the run kept in `result.json`."""
@@ -325,7 +321,9 @@ class _Stages:
         done = [self.directory / "inheritance.json", *(losses / f"{name}.json" for name in wanted)]
         if all(path.exists() for path in done):
             return
-        self.console.stage(f"Inheriting layers {_spelled(self.indices)} of {reference.layers} from {reference.source}")
+        self.console.stage(
+            f"Inheriting layers {surgery.spelled(self.indices)} of {reference.layers} from {reference.source}"
+        )
         with self._timed("inherit"):
             model = references.load(reference)
             target, account = surgery.inherit(model, self.indices)
@@ -333,8 +331,8 @@ class _Stages:
             proof = surgery.prove(model, target, self.indices, ids)
             write_json(self.directory / "reference.json", references.describe(reference))
             write_json(self.directory / "inheritance.json", {**account.record(), "proof": proof})
-        kept = f"{parameters(model):,} parameters become {parameters(target):,}"
-        self.console.line(f"  {kept}; every kept tensor equals its source, hidden states agree bit for bit")
+        sizes = f"{parameters(model):,} parameters become {parameters(target):,}"
+        self.console.line(f"  {sizes}; every kept tensor equals its source, hidden states agree bit for bit")
         self._measure("reference", model, prepared)
         if "cut" in wanted:
             self._measure("cut", target, prepared)
@@ -349,7 +347,7 @@ class _Stages:
             dtype = compute_dtype(train.compute_dtype, self.world.device)
             self.console.line(f"  measuring the {_NAMES.get(name, name)} on {', '.join(prepared.measured_names)}")
             with self._timed(f"measure {name}"):
-                self._placed(model.float())
+                place(model.float(), self.world.device)
                 losses = measure_all(
                     model, prepared, self.recipe.data.sequence_length, train.micro_batch_sequences, dtype
                 )
@@ -385,10 +383,6 @@ class _Stages:
         model = references.fresh(config, self.recipe.train.seed, trust_remote_code=self.recipe.trust_remote_code)
         return model, wanted if isinstance(wanted, torch.dtype) else getattr(torch, wanted)
 
-    def _placed(self, model: PreTrainedModel) -> PreTrainedModel:
-        torch.nn.Module.to(model, self.world.device)  # transformers' own `to` is typed as taking no device
-        return model
-
     def _train(self, name: str, prepared: Prepared) -> None:
         """Train a model, export it, measure what was exported. Skipped when its losses are recorded."""
         if (self.directory / "losses" / f"{name}.json").exists():
@@ -399,7 +393,7 @@ class _Stages:
             self.console.stage(f"Training the {_NAMES.get(name, name)}")
             model, dtype = self._model(name, prepared)
             trainer = Trainer(
-                model=self._placed(model),
+                model=place(model, self.world.device),
                 prepared=prepared,
                 config=self.recipe.train,
                 directory=directory,
@@ -413,7 +407,7 @@ class _Stages:
             uncompile_blocks(model)
             if trainer.best_weights is not None:
                 checkpoint.load_weights(trainer.best_weights, model)
-            self._export(name, _cast(model.cpu(), dtype), directory / "model")
+            self._export(name, cast_parameters(model.cpu(), dtype), directory / "model")
         try:
             exported = AutoModelForCausalLM.from_pretrained(directory / "model")
         except (OSError, ValueError) as error:
@@ -432,8 +426,6 @@ class _Stages:
             tokenizer = AutoTokenizer.from_pretrained(self._tokenizer())
             lineage = {"initialisation": "random"}
         surgery.save(model, tokenizer, out, {**lineage, "recipe": recipes.as_dict(self.recipe)})
-
-    # ---- the outcome
 
     def _finish(self, prepared: Prepared) -> Record:
         """Compute `result.json` from the records, write it and the report, show the table."""
@@ -489,31 +481,6 @@ class _Stages:
         for line in usage(str(model)):
             self.console.line(f"  {line}")
         return result
-
-
-def _cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Cast the parameters, and them alone: rotary frequencies are buffers that transformers keeps in float32."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
-    return model
-
-
-def _empty(directory: Path, *, remove: bool) -> None:
-    """Take away all that a refused run put into a directory that was new or empty, and the directory if it was new."""
-    for path in directory.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-    if remove:
-        directory.rmdir()
-
-
-def _spelled(indices: tuple[int, ...]) -> str:
-    """Layer indices in words: 0 to 3, or 0, 2, 5."""
-    if len(indices) > 1 and indices == tuple(range(indices[0], indices[-1] + 1)):
-        return f"{indices[0]} to {indices[-1]}"
-    return ", ".join(map(str, indices))
 
 
 def prepare(data: DataConfig, tokenizer: str, out: Path, console: Console | None = None) -> Record:

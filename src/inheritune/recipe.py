@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
-import math
 import os
 import re
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,14 +25,11 @@ from jsonargparse.typing import register_type
 
 from inheritune.config import DataConfig, Recipe, SourceConfig, TokenCount
 from inheritune.errors import Refused
+from inheritune.rules import impossible, nearest
 
 Config = TypeVar("Config")
-CONTROLS = ("random", "cut")
-RESERVED = ("train", "development", "held-out", "manifest.json", "train.hashes")
-"""What further validation sets may not be called: names in a prepared directory."""
 _MOST_NODES = 100_000
 """Values in a recipe, every alias counted as all that it stands for."""
-SMALLEST_VOCABULARY = 257
 
 
 def packaged_recipes() -> list[str]:
@@ -102,7 +97,7 @@ def parse(
     except (ArgumentError, ValueError, TypeError) as error:
         raise Refused(_reworded(kind, str(error), where, values, flags)) from None
     config = kind(**{field.name: getattr(parsed, field.name) for field in dataclasses.fields(kind)})  # type: ignore[arg-type]
-    for key, value, allowed in _impossible(config) if complete else ():
+    for key, value, allowed in impossible(config) if complete else ():
         raise Refused(f"{_place(key, where, flags)}: {key} is {value!r}; allowed: {allowed}")
     return config, namespace
 
@@ -191,8 +186,8 @@ def _read(recipe: str) -> tuple[str, str]:
     names = packaged_recipes()
     if recipe in names:
         return (resources.files("inheritune") / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8"), recipe
-    nearest = _nearest(recipe, names)
-    raise Refused(f"{recipe}: no such file, and no packaged recipe of that name{nearest}; packaged: {', '.join(names)}")
+    hint = nearest(recipe, names)
+    raise Refused(f"{recipe}: no such file, and no packaged recipe of that name{hint}; packaged: {', '.join(names)}")
 
 
 class _Loader(yaml.SafeLoader):
@@ -242,11 +237,6 @@ def _parse_yaml(text: str, where: str) -> dict[str, Any]:
     return values
 
 
-def _nearest(name: str, names: Sequence[str]) -> str:
-    found = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"; did you mean {found[0]!r}?" if found else ""
-
-
 def _dataclass_in(annotation: Any) -> type[Any] | None:
     """The dataclass that an annotation such as `X`, `X | None`, `list[X]` or `dict[str, X]` speaks of."""
     if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
@@ -266,7 +256,7 @@ def _check_keys(kind: type[Any], values: Any, where: str, prefix: str) -> None:
     hints = typing.get_type_hints(kind)
     for key, value in values.items():
         if key not in hints:
-            message = f"{where}: unknown key '{prefix}{key}'{_nearest(str(key), list(hints))}"
+            message = f"{where}: unknown key '{prefix}{key}'{nearest(str(key), list(hints))}"
             raise Refused(f"{message}; allowed: {', '.join(hints)}")
         inner, container = _dataclass_in(hints[key]), typing.get_origin(hints[key])
         if inner is None or value is None:
@@ -418,7 +408,7 @@ def _reworded(kind: type[Any], message: str, where: str, values: dict[str, Any],
             return f"{word}: one argument too many; see --help"
         flag = word.lstrip("-").split("=")[0]
         full = next((item.split("=")[0].lstrip("-") for item in overrides if item.split("=")[0].endswith(flag)), flag)
-        return f"--{full}: unknown flag{_nearest(full, _all_keys(kind))}"
+        return f"--{full}: unknown flag{nearest(full, _all_keys(kind))}"
     required = re.search(r"arguments are required: (\w+)", message)
     if required:
         return f"{where}: {required.group(1).upper()} is missing; see --help"
@@ -466,84 +456,3 @@ def _nulls(kind: type[Any], values: Any, prefix: str = "") -> typing.Iterator[tu
                 yield from _nulls(inner, item, f"{key}.{part}.")
         elif inner is not None:
             yield from _nulls(inner, value, f"{key}.")
-
-
-Rule = tuple[str, Callable[[Any], bool], str]
-
-
-def _finite(value: float) -> bool:
-    return math.isfinite(value)
-
-
-_DATA_RULES: list[Rule] = [
-    ("tokens", lambda x: x is None or x > 0, "a token count above 0"),
-    ("passes", lambda x: x >= 1, "1 or more"),
-    ("sequence_length", lambda x: x >= 2, "2 or more"),
-    ("validation_share", lambda x: 0 <= x < 1, "0 or more, below 1"),
-    ("development_share", lambda x: 0 <= x < 1, "0 or more, below 1"),
-    ("validation_tokens", lambda x: x > 0, "a token count above 0"),
-    ("development_tokens", lambda x: x > 0, "a token count above 0"),
-    ("held_out_document_tokens", lambda x: x is None or x >= 2, "2 or more, or null"),
-    ("workers", lambda x: x >= 0, "0 (one a core) or more"),
-    ("seed", lambda x: 0 <= x < 2**63, "0 or more, below 2**63"),
-]
-_TRAIN_RULES: list[Rule] = [
-    ("batch_sequences", lambda x: x >= 1, "1 or more"),
-    ("micro_batch_sequences", lambda x: x >= 1, "1 or more"),
-    ("learning_rate", lambda x: _finite(x) and x > 0, "a number above 0"),
-    ("final_learning_rate", lambda x: _finite(x) and x >= 0, "0 or more"),
-    ("warmup_steps", lambda x: x >= 0, "0 or more"),
-    ("weight_decay", lambda x: _finite(x) and x >= 0, "0 or more"),
-    ("beta1", lambda x: 0 <= x < 1, "0 or more, below 1"),
-    ("beta2", lambda x: 0 <= x < 1, "0 or more, below 1"),
-    ("epsilon", lambda x: _finite(x) and x > 0, "a number above 0"),
-    ("gradient_clip", lambda x: _finite(x) and x >= 0, "a number above 0, or 0 for no clipping"),
-    ("max_steps", lambda x: x is None or x >= 1, "1 or more, or null"),
-    ("validate_every_steps", lambda x: x >= 1, "1 or more"),
-    ("checkpoint_every_steps", lambda x: x >= 1, "1 or more"),
-    ("keep_checkpoints", lambda x: x >= 1, "1 or more"),
-    ("seed", lambda x: 0 <= x < 2**63, "0 or more, below 2**63"),
-]
-_SOURCE_RULES: list[Rule] = [
-    ("weight", lambda x: _finite(x) and x > 0, "a number above 0"),
-    ("document_separator", lambda x: x is None or x != "", "text that separates documents, or null"),
-]
-
-
-def _impossible(config: Any) -> typing.Iterator[tuple[str, Any, str]]:
-    """Values of the right type that make no sense, as (dotted key, value, what is allowed)."""
-    if isinstance(config, Recipe):
-        yield from _by_rules(config.data, _DATA_RULES, "data.")
-        yield from _sources(config.data, "data.")
-        yield from _by_rules(config.train, _TRAIN_RULES, "train.")
-        if config.architecture is not None and config.architecture.vocabulary < SMALLEST_VOCABULARY:
-            yield "architecture.vocabulary", config.architecture.vocabulary, "257 (every byte and end-of-text) or more"
-        if config.train.learning_rate < config.train.final_learning_rate:
-            yield "train.final_learning_rate", config.train.final_learning_rate, "at most train.learning_rate"
-        for name in config.controls:
-            if name not in CONTROLS:
-                yield "controls", name, ", ".join(CONTROLS) + _nearest(name, CONTROLS)
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.name):
-            yield "name", config.name, "letters, digits, '.', '_' and '-': it names a directory"
-    elif isinstance(config, DataConfig):
-        yield from _by_rules(config, _DATA_RULES, "")
-        yield from _sources(config, "")
-
-
-def _by_rules(config: Any, rules: list[Rule], prefix: str) -> typing.Iterator[tuple[str, Any, str]]:
-    for name, holds, allowed in rules:
-        value = getattr(config, name)
-        if not holds(value):
-            yield f"{prefix}{name}", value, allowed
-
-
-def _sources(data: DataConfig, prefix: str) -> typing.Iterator[tuple[str, Any, str]]:
-    for index, source in enumerate(data.sources):
-        yield from _by_rules(source, _SOURCE_RULES, f"{prefix}sources[{index}].")
-    if data.validation_share + data.development_share >= 1:
-        yield f"{prefix}validation_share", data.validation_share, "together with development_share below 1"
-    for name, source in data.validation_sets.items():
-        if name in RESERVED or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-            allowed = f"names of letters, digits, '.', '_', '-' other than {', '.join(RESERVED)}"
-            yield f"{prefix}validation_sets", name, allowed
-        yield from _by_rules(source, _SOURCE_RULES, f"{prefix}validation_sets.{name}.")

@@ -9,7 +9,16 @@ Inside, the layers kept are always a tuple of indices into the reference's block
 accounted for and proven in the same way. The reference is never changed.
 """
 
-from inheritune.surgery.cut import Account, TensorRecord, cut_config, inherit, lineage, parse_layers, random_like
+from inheritune.surgery.cut import (
+    Account,
+    TensorRecord,
+    cut_config,
+    inherit,
+    lineage,
+    parse_layers,
+    random_like,
+    spelled,
+)
 from inheritune.surgery.directory import inherit_directory
 from inheritune.surgery.proof import prove
 from inheritune.surgery.saving import save, verify_saved
@@ -25,5 +34,6 @@ __all__ = [
     "prove",
     "random_like",
     "save",
+    "spelled",
     "verify_saved",
 ]

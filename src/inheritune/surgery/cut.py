@@ -85,6 +85,13 @@ def parse_layers(layers: int | str, total: int) -> Indices:
     return tuple(range(count))
 
 
+def spelled(indices: Indices) -> str:
+    """Layer indices in words: 0 to 3, or 0, 2, 5."""
+    if len(indices) > 1 and indices == tuple(range(indices[0], indices[-1] + 1)):
+        return f"{indices[0]} to {indices[-1]}"
+    return ", ".join(map(str, indices))
+
+
 def cut_config(config: PretrainedConfig, indices: Indices) -> PretrainedConfig:
     """A copy of a config with these layers: their number, and every list that has an entry a layer.
 

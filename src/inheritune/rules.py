@@ -1,0 +1,103 @@
+"""What values make sense: the rules that a recipe of the right keys and types still has to keep. No torch."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from inheritune.config import DataConfig, Recipe
+
+CONTROLS = ("random", "cut")
+RESERVED = ("train", "development", "held-out", "manifest.json", "train.hashes")
+"""What further validation sets may not be called: names in a prepared directory."""
+SMALLEST_VOCABULARY = 257
+"""The 256 bytes and end-of-text."""
+
+Rule = tuple[str, Callable[[Any], bool], str]
+
+
+def _finite(value: float) -> bool:
+    return math.isfinite(value)
+
+
+_DATA_RULES: list[Rule] = [
+    ("tokens", lambda x: x is None or x > 0, "a token count above 0"),
+    ("passes", lambda x: x >= 1, "1 or more"),
+    ("sequence_length", lambda x: x >= 2, "2 or more"),
+    ("validation_share", lambda x: 0 <= x < 1, "0 or more, below 1"),
+    ("development_share", lambda x: 0 <= x < 1, "0 or more, below 1"),
+    ("validation_tokens", lambda x: x > 0, "a token count above 0"),
+    ("development_tokens", lambda x: x > 0, "a token count above 0"),
+    ("held_out_document_tokens", lambda x: x is None or x >= 2, "2 or more, or null"),
+    ("workers", lambda x: x >= 0, "0 (one a core) or more"),
+    ("seed", lambda x: 0 <= x < 2**63, "0 or more, below 2**63"),
+]
+_TRAIN_RULES: list[Rule] = [
+    ("batch_sequences", lambda x: x >= 1, "1 or more"),
+    ("micro_batch_sequences", lambda x: x >= 1, "1 or more"),
+    ("learning_rate", lambda x: _finite(x) and x > 0, "a number above 0"),
+    ("final_learning_rate", lambda x: _finite(x) and x >= 0, "0 or more"),
+    ("warmup_steps", lambda x: x >= 0, "0 or more"),
+    ("weight_decay", lambda x: _finite(x) and x >= 0, "0 or more"),
+    ("beta1", lambda x: 0 <= x < 1, "0 or more, below 1"),
+    ("beta2", lambda x: 0 <= x < 1, "0 or more, below 1"),
+    ("epsilon", lambda x: _finite(x) and x > 0, "a number above 0"),
+    ("gradient_clip", lambda x: _finite(x) and x >= 0, "a number above 0, or 0 for no clipping"),
+    ("max_steps", lambda x: x is None or x >= 1, "1 or more, or null"),
+    ("validate_every_steps", lambda x: x >= 1, "1 or more"),
+    ("checkpoint_every_steps", lambda x: x >= 1, "1 or more"),
+    ("keep_checkpoints", lambda x: x >= 1, "1 or more"),
+    ("seed", lambda x: 0 <= x < 2**63, "0 or more, below 2**63"),
+]
+_SOURCE_RULES: list[Rule] = [
+    ("weight", lambda x: _finite(x) and x > 0, "a number above 0"),
+    ("document_separator", lambda x: x is None or x != "", "text that separates documents, or null"),
+]
+
+
+def impossible(config: Any) -> Iterator[tuple[str, Any, str]]:
+    """Values of the right type that make no sense, as (dotted key, value, what is allowed)."""
+    if isinstance(config, Recipe):
+        yield from _by_rules(config.data, _DATA_RULES, "data.")
+        yield from _sources(config.data, "data.")
+        yield from _by_rules(config.train, _TRAIN_RULES, "train.")
+        if config.architecture is not None and config.architecture.vocabulary < SMALLEST_VOCABULARY:
+            yield "architecture.vocabulary", config.architecture.vocabulary, "257 (every byte and end-of-text) or more"
+        if config.train.learning_rate < config.train.final_learning_rate:
+            yield "train.final_learning_rate", config.train.final_learning_rate, "at most train.learning_rate"
+        for name in config.controls:
+            if name not in CONTROLS:
+                yield "controls", name, ", ".join(CONTROLS) + nearest(name, CONTROLS)
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.name):
+            yield "name", config.name, "letters, digits, '.', '_' and '-': it names a directory"
+    elif isinstance(config, DataConfig):
+        yield from _by_rules(config, _DATA_RULES, "")
+        yield from _sources(config, "")
+
+
+def _by_rules(config: Any, rules: list[Rule], prefix: str) -> Iterator[tuple[str, Any, str]]:
+    for name, holds, allowed in rules:
+        value = getattr(config, name)
+        if not holds(value):
+            yield f"{prefix}{name}", value, allowed
+
+
+def _sources(data: DataConfig, prefix: str) -> Iterator[tuple[str, Any, str]]:
+    for index, source in enumerate(data.sources):
+        yield from _by_rules(source, _SOURCE_RULES, f"{prefix}sources[{index}].")
+    if data.validation_share + data.development_share >= 1:
+        yield f"{prefix}validation_share", data.validation_share, "together with development_share below 1"
+    for name, source in data.validation_sets.items():
+        if name in RESERVED or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            allowed = f"names of letters, digits, '.', '_', '-' other than {', '.join(RESERVED)}"
+            yield f"{prefix}validation_sets", name, allowed
+        yield from _by_rules(source, _SOURCE_RULES, f"{prefix}validation_sets.{name}.")
+
+
+def nearest(name: str, names: Sequence[str]) -> str:
+    """A hint at the name most like a wrong one, to append to a complaint; empty if none is near."""
+    found = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"; did you mean {found[0]!r}?" if found else ""
