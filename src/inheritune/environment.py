@@ -38,7 +38,7 @@ def describe() -> dict[str, Any]:
         "memory_gib": _memory_gib(),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "commit": _commit(),
-        "command": " ".join(sys.argv),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
     for name in _PACKAGES:
         try:
