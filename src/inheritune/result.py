@@ -197,9 +197,7 @@ def verdict(result: Record) -> str:
     if not found["shown"]:
         return f"{found['text'][0].upper()}{found['text'][1:]}. {trained} reach {losses}."
     if found["value"] > 1:
-        return (
-            f"{trained} end below the reference: {losses} (random init, reference). The text is new to the reference."
-        )
+        return f"{trained} end below the reference: {losses} (random init, reference)."
     share = f"{found['value']:.0%} of the gap between random init and the reference"
     return f"{trained} close {share} (95% interval {found['low']:.0%} to {found['high']:.0%}): {losses}."
 
