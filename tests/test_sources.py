@@ -11,14 +11,16 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
+from huggingface_hub import constants
 from hypothesis import HealthCheck, given, settings, strategies
 
 from inheritune.config import SourceConfig
 from inheritune.corpus import python_source, reading
 from inheritune.corpus.files import SourceFile
+from inheritune.corpus.hub import fetch
 from inheritune.corpus.plan import divide
 from inheritune.corpus.reading import place_of, read_again, scan
-from inheritune.corpus.sources import resolve
+from inheritune.corpus.sources import resolve, split_hub
 from inheritune.errors import Refused
 
 TEXTS = ["one", "two\nlines", "drei: äöü 漢字 🙂", "four " * 50]
@@ -246,3 +248,94 @@ def test_python_files_are_decoded_by_their_encoding_line(tmp_path: Path) -> None
     good, bad = (SourceFile(str(tmp_path / name), name, "python", "", 1) for name in ("a.py", "b.py"))
     assert [record.text for record in scan(good, 0, 1)] == ["# -*- coding: latin-1 -*-\nx = 'é'\n"]
     assert [record.text for record in scan(bad, 0, 1)] == [None]
+
+
+@pytest.fixture
+def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data set in the hub's cache, with a loading script and rows that differ in their other fields."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cached = tmp_path / "cache" / "datasets--org--sample"
+    directory = cached / "snapshots" / commit
+    (directory / "more").mkdir(parents=True)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    (directory / "sample.py").write_text("raise RuntimeError('a loading script was run')")
+    (directory / "cc_2.jsonl").write_text(
+        '{"text": "three", "meta": {"year": 2020}}\n{"text": "four", "meta": "none"}\n'
+    )
+    (directory / "cc_1.jsonl").write_text('{"text": "one", "meta": null}\n{"text": "two"}\n')
+    (directory / "book.jsonl").write_text('{"body": "five"}\n')
+    (directory / "more" / "cc_3.jsonl.gz").write_bytes(gzip.compress(jsonl(["six"])))
+    (directory / "more" / "bad.jsonl").write_text('{"text": "seven"}\n{"text": 8}\n')
+    write_parquet(directory / "more" / "rows.parquet", ["nine", "ten"], "body")
+    return directory
+
+
+def fetched(source: SourceConfig, target: Path, *, skip_bad: bool = False) -> tuple[list[str | None], int]:
+    assert resolve(source) == []
+    file, bad = fetch(source, target, skip_bad=skip_bad)
+    return [record.text for record in scan(file, 0, file.size)], bad
+
+
+@pytest.mark.parametrize("data_set", ["org/sample", "{mirror}"])
+@pytest.mark.parametrize(
+    ("files", "field", "texts"),
+    [
+        ("cc_*.jsonl", "text", ["one", "two", "three", "four"]),
+        ("cc_1.jsonl", "text", ["one", "two"]),
+        ("book.jsonl", "body", ["five"]),
+        ("**/cc_*.jsonl.gz", "text", ["six"]),
+        ("more/rows.parquet", "body", ["nine", "ten"]),
+    ],
+)
+def test_files_within_a_hub_data_set_are_read(
+    mirror: Path, tmp_path: Path, data_set: str, files: str, field: str, texts: list[str]
+) -> None:
+    source = SourceConfig(f"hub:{data_set.format(mirror=mirror)}/{files}", text_field=field)
+    assert fetched(source, tmp_path / "texts.jsonl") == (texts, 0)
+
+
+def test_a_bad_line_within_a_hub_data_set_is_named_or_counted(mirror: Path, tmp_path: Path) -> None:
+    source = SourceConfig("hub:org/sample/more/bad.jsonl")
+    with pytest.raises(Refused, match=r"more/bad\.jsonl:2: field 'text' is not text; set data.on_bad_line"):
+        fetched(source, tmp_path / "refused.jsonl")
+    assert not (tmp_path / "refused.jsonl").exists()
+    assert fetched(source, tmp_path / "texts.jsonl", skip_bad=True) == (["seven"], 1)
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("hub:org/sample/wiki*.jsonl", "the data set has no such files"),
+        ("hub:{mirror}/wiki.jsonl", "the data set has no such files"),
+        ("hub:org/nosuch/cc_1.jsonl", "cannot be loaded .* check name and network"),
+        ("hub:org/sample/sample.py", "'sample.py' names no files of a data set; .* of .jsonl"),
+        ("hub:org/sample/more", "'more' names no files"),
+        ("hub:org/sample/../../other/cc_1.jsonl", "names no files"),
+    ],
+)
+def test_what_names_no_files_within_a_hub_data_set_is_refused(
+    mirror: Path, tmp_path: Path, path: str, reason: str
+) -> None:
+    with pytest.raises(Refused, match=reason) as caught:
+        fetched(SourceConfig(path.format(mirror=mirror)), tmp_path / "texts.jsonl")
+    assert str(caught.value).startswith(path.format(mirror=mirror))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("extra", [{"subset": "default"}, {"split": "validation"}])
+def test_files_within_a_hub_data_set_have_neither_subset_nor_split(extra: dict[str, str]) -> None:
+    with pytest.raises(Refused, match="subset and split are of a whole data set"):
+        resolve(SourceConfig("hub:org/sample/cc_1.jsonl", **extra))  # type: ignore[arg-type]
+
+
+def test_a_hub_path_is_a_data_set_and_files_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert split_hub("hub:name") == ("name", "")
+    assert split_hub("hub:org/name/") == ("org/name", "")
+    assert split_hub("hub:org/name/data/*.jsonl") == ("org/name", "data/*.jsonl")
+    assert split_hub(f"hub:{tmp_path}/a/*.jsonl") == (str(tmp_path), "a/*.jsonl")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mirrors" / "org" / "name").mkdir(parents=True)
+    assert split_hub("hub:mirrors/org/name") == ("mirrors/org/name", "")
+    assert split_hub("hub:mirrors/org/name/a.jsonl") == ("mirrors/org/name", "a.jsonl")

@@ -39,7 +39,7 @@ _HEAD_BYTES = 1 << 16
 
 
 def resolve(source: SourceConfig) -> list[SourceFile]:
-    """The files of a source in their stable order; none for a hub data set, which is fetched first.
+    """The files of a source in their stable order; none for one of the hub, which is fetched first.
 
     Raises:
         Refused: nothing there, nothing in it, or a file that is not what its ending says.
@@ -51,8 +51,7 @@ def resolve(source: SourceConfig) -> list[SourceFile]:
             for file in package.files
         ]
     if source.path.startswith(HUB):
-        if not source.path[len(HUB) :].strip("/"):
-            raise Refused(f"{source.path}: no data set named; write hub:ORG/NAME")
+        _check_hub(source)
         return []
     files = [_describe(path, source) for path in _expand(source.path)]
     _check_mixture(source, files)
@@ -62,6 +61,25 @@ def resolve(source: SourceConfig) -> list[SourceFile]:
     for file in files:
         check_content(file)
     return files
+
+
+def split_hub(path: str) -> tuple[str, str]:
+    """What a `hub:` path names: a data set (its id, or a local mirror's directory), and files in it, or ''."""
+    parts = path.removeprefix(HUB).rstrip("/").split("/")
+    mirrors = (count for count in range(len(parts), 1, -1) if os.path.isdir("/".join(parts[:count])))
+    border = next(mirrors, 2)
+    return "/".join(parts[:border]), "/".join(parts[border:])
+
+
+def _check_hub(source: SourceConfig) -> None:
+    """Refuse what can be known to be wrong before anything is downloaded."""
+    data_set, files = split_hub(source.path)
+    if not data_set:
+        raise Refused(f"{source.path}: no data set named; write hub:ORG/NAME")
+    if files and (".." in files.split("/") or _kind_of(files) is None):
+        raise Refused(f"{source.path}: {files!r} names no files of a data set; write a path or glob of {_ENDINGS}")
+    if files and (source.subset is not None or source.split != "train"):
+        raise Refused(f"{source.path}: subset and split are of a whole data set; leave them out, or the files' names")
 
 
 def _expand(pattern: str) -> list[str]:
