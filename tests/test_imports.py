@@ -33,18 +33,18 @@ ALLOWED = {
     "planning": "errors config reference",
     "corpus": "errors config run_directory",
     "tokens": "errors config run_directory distributed",
-    "attention": "errors config reference tokens loss",
-    "surgery": "errors config run_directory reference",
+    "surgery": "errors run_directory reference",
     "scratch": "errors config reference",
     "parallel": "errors config distributed reference",
     "checkpoint": "errors run_directory distributed",
     "validation": "errors loss tokens parallel",
+    "layerwise": "errors config comparison result reference tokens loss parallel validation",
     "evaluation": "errors config run_directory published comparison reference",
     "training": "errors config run_directory distributed loss schedule reference planning tokens parallel checkpoint"
     " validation",
     "growth": "errors config run_directory distributed comparison reference planning surgery scratch validation"
     " training",
-    "depth": "errors config run_directory reference planning attention surgery validation training",
+    "depth": "errors config run_directory reference planning surgery validation layerwise training",
     "report": "errors run_directory published comparison result",
 }
 ALLOWED["pipeline"] = " ".join(ALLOWED)
@@ -160,7 +160,7 @@ def test_the_check_sees_an_import(source: str, complaint: str, tmp_path: Path) -
 
 
 def test_the_check_sees_what_training_must_not_import(tmp_path: Path) -> None:
-    forbidden = ["surgery", "attention", "corpus", "evaluation"]
+    forbidden = ["surgery", "layerwise", "corpus", "evaluation"]
     write(tmp_path, {"training.py": "\n".join(f"from inheritune import {module}" for module in forbidden)})
     assert violations(tmp_path) == [
         f"training:{line}: training must not import {module}" for line, module in enumerate(forbidden, start=1)

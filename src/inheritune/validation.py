@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +45,54 @@ class SetLosses:
         }
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Some neighbouring blocks of a set, on a device."""
+
+    ids: torch.Tensor
+    """(B, T), int64"""
+    labels: torch.Tensor
+    """(B, T), int64: the next tokens, `loss.IGNORED` after the set's end."""
+    first: int
+    """Which block of the set is its first."""
+
+
+def set_batches(
+    tokens: TokenSet, *, sequence_length: int, context_token: int, batch_sequences: int, device: torch.device
+) -> Iterator[Batch]:
+    """A whole set in order, as one stream in blocks of `sequence_length` tokens, `batch_sequences` blocks a batch."""
+    inputs, labels = whole_set(tokens, sequence_length, context_token, IGNORED)  # each (blocks, sequence_length)
+    for first in range(0, len(inputs), batch_sequences):
+        rows = slice(first, first + batch_sequences)
+        yield Batch(torch.from_numpy(inputs[rows]).to(device), torch.from_numpy(labels[rows]).to(device), first)
+
+
+class TokenScores:
+    """One model's scores on a set, gathered batch by batch, then summed by document."""
+
+    def __init__(self, tokens: TokenSet) -> None:
+        self._set = tokens
+        # float32, as the losses come: a scan holds as many of these as there are layers
+        self._nats = np.zeros(tokens.tokens, np.float32)
+        self._correct = np.zeros(tokens.tokens, np.bool_)
+
+    def add(self, batch: Batch, logits: torch.Tensor) -> None:
+        """Score a batch by its logits, (B, T, V)."""
+        start = batch.first * batch.ids.shape[1]
+        place = slice(start, start + batch.ids.numel())
+        within = len(self._nats[place])  # the last block may reach beyond the set's end
+        self._nats[place] = token_losses(logits, batch.labels).flatten()[:within].cpu().numpy()
+        self._correct[place] = (logits.argmax(-1) == batch.labels).flatten()[:within].cpu().numpy()
+
+    def by_document(self) -> SetLosses:
+        """The sums by document, in float64."""
+        ends = self._set.document_ends
+        starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)
+        nats, correct = (np.add.reduceat(x.astype(np.float64), starts) for x in (self._nats, self._correct))
+        sizes = np.diff(ends, prepend=0).astype(np.float64)
+        return SetLosses(nats, correct, sizes, self._set.document_bytes.astype(np.float64))
+
+
 @torch.inference_mode()
 def measure(
     model: PreTrainedModel,
@@ -66,26 +116,37 @@ def measure(
         batch_sequences: blocks a forward pass.
         dtype: of matrix products; losses are float32, their sums float64.
     """
-    device = model.device
-    inputs, labels = whole_set(tokens, sequence_length, context_token, IGNORED)  # each (blocks, sequence_length)
-    nats = np.zeros(inputs.size, np.float64)
-    correct = np.zeros(inputs.size, np.float64)
-    was_training = model.training
+    scores = TokenScores(tokens)
+    with eval_mode(model):
+        for batch in set_batches(
+            tokens,
+            sequence_length=sequence_length,
+            context_token=context_token,
+            batch_sequences=batch_sequences,
+            device=model.device,
+        ):
+            scores.add(batch, logits_of(model, batch.ids, dtype))
+    return scores.by_document()
+
+
+def logits_of(model: PreTrainedModel, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A pass without key-value cache: token ids (B, T) to scores (B, T, V), matrix products in `dtype`."""
+    # A mixture's config may ask for its routers' balancing loss: nothing here reads it, and a scan skips the routers.
+    routers = getattr(model.config.get_text_config(), "output_router_logits", False)
+    unasked = {"output_router_logits": False} if routers else {}
+    with autocast(dtype, model.device):
+        logits = model(input_ids=ids, use_cache=False, **unasked).logits
+    assert isinstance(logits, torch.Tensor)
+    return logits
+
+
+@contextlib.contextmanager
+def eval_mode(model: PreTrainedModel) -> Iterator[None]:
+    """Put a model in eval mode, and back as it was, module by module."""
+    before = [(module, module.training) for module in model.modules()]
     model.eval()
-    for start in range(0, len(inputs), batch_sequences):
-        ids = torch.from_numpy(inputs[start : start + batch_sequences]).to(device)  # (B, T)
-        targets = torch.from_numpy(labels[start : start + batch_sequences]).to(device)  # (B, T)
-        with autocast(dtype, device):
-            logits = model(input_ids=ids, use_cache=False).logits  # (B, T, V)
-        place = slice(start * sequence_length, start * sequence_length + ids.numel())
-        nats[place] = token_losses(logits, targets).flatten().double().cpu().numpy()
-        correct[place] = (logits.argmax(-1) == targets).flatten().double().cpu().numpy()
-    model.train(was_training)
-    starts = np.concatenate([[0], tokens.document_ends[:-1]]).astype(np.int64)
-    sums = [np.add.reduceat(values[: tokens.tokens], starts) for values in (nats, correct)]
-    return SetLosses(
-        sums[0],
-        sums[1],
-        np.diff(tokens.document_ends, prepend=0).astype(np.float64),
-        tokens.document_bytes.astype(np.float64),
-    )
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
