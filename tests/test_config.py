@@ -9,8 +9,9 @@ import yaml
 from hypothesis import given, strategies as st
 
 from inheritune import recipe as recipes
-from inheritune.config import DataConfig, Recipe, SourceConfig, TokenCount, TrainConfig
+from inheritune.config import PARTS, DataConfig, Recipe, SourceConfig, TokenCount, TrainConfig
 from inheritune.errors import Refused
+from inheritune.rules import canonical_init, init_parts
 
 
 @pytest.mark.parametrize(
@@ -103,7 +104,25 @@ BAD = [
     ("train: {learning_rate: 1e-4, final_learning_rate: 1e-3}", [], ["train.final_learning_rate", "at most"]),
     ("train: {export: lst}", [], ["train.export", "'lst'", "last or best"]),
     ("train: {compile: true}", [], ["train.compile", "True", "auto or always or never"]),
-    ("controls: [radnom]", [], ["controls", "'radnom'", "did you mean 'random'"]),
+    ("controls: [radnom]", [], ["controls", "'radnom'", "cut, random, stack, or", "did you mean 'random'"]),
+    ("controls: [attention+mpl]", [], ["controls", "distinct parts", "block_norms", "did you mean 'attention+mlp'"]),
+    ("controls: [random, random]", [], ["controls", "'random'", "each control once"]),
+    ("controls: [mlp+head, cut, head+mlp]", [], ["controls", "'head+mlp'", "each control once; 'mlp+head'"]),
+    (
+        "controls: [inherit]",
+        [],
+        ["controls", "'inherit'", "allowed: cut, random, stack, or", "inherit is what the target"],
+    ),
+    (f"controls: [{'+'.join(PARTS)}]", [], ["controls", "inherit is what the target itself starts from"]),
+    ("inherit: {init: mlp+head}\ncontrols: [head+mlp]", [], ["controls", "mlp+head is what the target itself starts"]),
+    (
+        "inherit: {init: random}\ncontrols: [stack, cut]",
+        [],
+        ["'cut'; allowed: inherit, stack, or", "init is random"],
+    ),
+    ("", ["--controls", "[stak]"], ["--controls", "'stak'", "did you mean 'stack'"]),
+    ("inherit: {init: cut}", [], ["inherit.init", "'cut'", "inherit, random, stack, or"]),
+    ("", ["--inherit.init", "norms"], ["--inherit.init", "'norms'", "did you mean 'block_norms'"]),
     ("name: a/b", [], ["name", "'a/b'"]),
     ("x: [", [], ["r.yaml:1", "not valid YAML"]),
     ("- 1", [], ["a mapping"]),
@@ -142,6 +161,45 @@ def test_a_mistake_is_one_line(text: str, flags: list[str], said: list[str], tmp
 def test_an_unknown_recipe_names_the_nearest() -> None:
     with pytest.raises(Refused, match="did you mean 'demo'"):
         recipes.load_recipe("dmeo")
+
+
+def test_an_init_word_stands_for_parts() -> None:
+    assert init_parts("inherit") == init_parts("stack") == set(PARTS)
+    assert init_parts("random") == set()
+    assert init_parts("mlp+attention") == init_parts("attention+mlp") == {"attention", "mlp"}
+
+
+@pytest.mark.parametrize("word", ["", "cut", "mlp+", "mlp+mlp", "mlp + head", "MLP", "inherit+mlp", "random+stack"])
+def test_other_words_are_no_init(word: str) -> None:
+    with pytest.raises(ValueError, match="inherit, random, stack, or distinct parts joined by '\\+': attention, mlp"):
+        init_parts(word)
+
+
+def test_an_init_has_one_name() -> None:
+    assert canonical_init("head+mlp+attention") == "attention+mlp+head"
+    assert canonical_init("+".join(reversed(PARTS))) == "inherit"
+    assert [canonical_init(word) for word in ("inherit", "random", "stack")] == ["inherit", "random", "stack"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "controls: [cut, stack, attention, mlp+block_norms, random]",
+        "inherit: {init: stack}\ncontrols: [cut, inherit, random]",
+        "inherit: {init: random}\ncontrols: [inherit, stack, embeddings+final_norm+head]",
+        "inherit: {init: attention+mlp}\ncontrols: [attention, random]",
+    ],
+)
+def test_possible_controls(text: str, tmp_path: Path) -> None:
+    assert load(text, tmp=tmp_path).controls == yaml.safe_load(text)["controls"]
+
+
+@pytest.mark.parametrize("word", ["25", "0-11,25", "0,2", "every:2", "last:13", "first:12+last:1", "influence:13"])
+def test_layer_words_are_read_as_they_are_written(word: str, tmp_path: Path) -> None:
+    recipe = load("", "--inherit.layers", word, tmp=tmp_path)
+    assert str(recipe.inherit.layers) == word
+    assert load(f"inherit:\n  layers: {word}", tmp=tmp_path) == recipe
+    assert load(recipes.dump(recipe), tmp=tmp_path) == recipe
 
 
 @pytest.mark.parametrize("name", recipes.packaged_recipes())

@@ -14,7 +14,10 @@ import pytest
 from inheritune import report
 from inheritune.errors import Refused
 from inheritune.report import markdown_table, render_table, table_rows, write_report
+from inheritune.report.account import account_of
+from inheritune.report.curves import draw_curves, panels_of
 from inheritune.report.numbers import count, duration, flops
+from inheritune.report.table import colour_names
 
 MARKUP = '<b>x</b>&"'
 LEDGER = {
@@ -24,6 +27,7 @@ LEDGER = {
     "train random": {"seconds": 90.1, "tokens": 4_096_000, "flops": 1.2345e15, "tokens_per_second": 45_400.0},
 }
 SETS = ("held-out", "general text", "development")
+SPENT = {"tokens_trained": 4_096_000, "unique_tokens": 1_024_000, "passes": 4, "flops": 1.2345e15}
 
 
 def model(layers: int, parameters: int, loss: float, **more: Any) -> dict[str, Any]:
@@ -43,15 +47,14 @@ def model(layers: int, parameters: int, loss: float, **more: Any) -> dict[str, A
 
 def result() -> dict[str, Any]:
     """A `result.json` as a low-data run writes it."""
-    spent = {"tokens_trained": 4_096_000, "unique_tokens": 1_024_000, "passes": 4, "flops": 1.2345e15}
     return {
         "name": f"demo {MARKUP}",
         "state": "done",
         "verdict": f"4 of 8 layers of {MARKUP}, trained on 1.02M tokens, close 0.83 of the gap to the reference.",
         "reference": model(8, 7_340_032, 2.412, name=f"packaged:demo {MARKUP}", tokens_trained=120_000_000),
-        "target": model(4, 3_801_088, 2.583, **spent),
+        "target": model(4, 3_801_088, 2.583, **SPENT),
         "controls": {
-            "random": model(4, 3_801_088, 3.391, **spent),
+            "random": model(4, 3_801_088, 3.391, **SPENT),
             "cut": model(4, 3_801_088, 9.872, tokens_trained=0),
         },
         "before": {"target": {"held-out": 9.872}, "random": {"held-out": 8.349}},
@@ -157,6 +160,27 @@ def run(tmp_path: Path) -> Path:
     return make_run(tmp_path / "run")
 
 
+CONTROLS = {"stack": 2.781, "attention+block_norms": 3.102}
+
+
+@pytest.fixture
+def six(run: Path) -> Path:
+    """The run with two controls more, in all six models."""
+    record = result()
+    losses = {"random": 3.391} | CONTROLS
+    record["controls"] |= {name: model(4, 3_801_088, loss, **SPENT) for name, loss in CONTROLS.items()}
+    record["before"] |= {name: {"held-out": 9.1} for name in CONTROLS}
+    record["differences"] = {
+        name: {"value": loss - 2.583, "low": loss - 2.6, "high": loss - 2.56, "documents": 212, "set": "held-out"}
+        for name, loss in losses.items()
+    }
+    (run / "result.json").write_text(json.dumps(record), encoding="utf-8")
+    for name, loss in CONTROLS.items():
+        (run / "controls" / name).mkdir()
+        (run / "controls" / name / "metrics.jsonl").write_text(metrics(9.1, loss), encoding="utf-8")
+    return run
+
+
 class Page(HTMLParser):
     """The page's tags with attributes, and its text."""
 
@@ -171,6 +195,10 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
+
+    def tags_text(self, attribute: str) -> str:
+        """What all tags say in one of their attributes."""
+        return " ".join(attributes.get(attribute) or "" for _, attributes in self.tags)
 
 
 def change(run: Path, **changes: Any) -> None:
@@ -285,23 +313,197 @@ def contrast(one: str, other: str) -> float:
 def test_every_colour_of_text_has_contrast_in_light_and_dark() -> None:
     style = (Path(report.__file__).parent.parent / "templates" / "report.css").read_text(encoding="utf-8")
     themes = [
-        dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", block))
+        dict(re.findall(r"--([a-z1-9-]+): (#[0-9a-f]{6})", block))
         for block in re.findall(r":root \{(.*?)\}", style, re.DOTALL)
     ]
     light, dark = [theme for theme in themes if theme]
     for theme in (light, dark):
-        for name in ("ink", "quiet", "target", "random", "cut"):
+        for name in ("ink", "quiet", "target", "random", "cut", *(f"control-{number}" for number in range(1, 5))):
             assert contrast(theme[name], theme["paper"]) >= 4.5
         assert contrast(theme["ink"], theme["wash"]) >= 4.5
         assert contrast(theme["warn"], theme["warn-wash"]) >= 4.5
 
 
-def test_the_figure_and_the_page_share_their_colours(run: Path) -> None:
-    source = write_report(run).read_text(encoding="utf-8")
-    fallbacks = set(re.findall(r"var\(--([a-z]+), (#[0-9a-f]{6})\)", source))
-    assert {name for name, _ in fallbacks} == {"target", "random", "cut"}
+def test_the_figure_and_the_page_share_their_colours(six: Path) -> None:
+    source = write_report(six).read_text(encoding="utf-8")
+    fallbacks = set(re.findall(r"var\(--([a-z1-9-]+), (#[0-9a-f]{6})\)", source))
+    assert {name for name, _ in fallbacks} == {"target", "random", "cut", "control-1", "control-2"}
     for name, colour in fallbacks:
         assert f"--{name}: {colour}" in source
+    dark = re.findall(r"--([a-z1-9-]+):(#[0-9a-f]{6})", (six / "curves.svg").read_text(encoding="utf-8"))
+    assert len(dark) == 7
+    for name, colour in dark:
+        assert f"--{name}: {colour}" in source
+
+
+def test_every_control_has_its_column_colour_and_curve(six: Path) -> None:
+    titles = ("Reference", "Cut", "Target", "Stack", "Attention + block norms", "Random init")
+    rows = {row.label: row.cells for row in table_rows(json.loads((six / "result.json").read_text()), LEDGER)}
+    assert rows[""] == titles
+    assert rows["held-out"] == ("41.5%", "10.1%", "38.7%", "36.0%", "32.2%", "29.5%")
+    assert rows["Initial loss, held-out"] == ("–", "–", "9.872", "9.100", "9.100", "8.349")
+    page = Page(write_report(six))
+    heads = [attributes.get("class") for tag, attributes in page.tags if tag == "th" and attributes["scope"] == "col"]
+    assert heads[:6] == ["reference", "cut", "target", "control-1", "control-2", "random"]
+    figure = (six / "curves.svg").read_text(encoding="utf-8")
+    for text, name in (("Stack 2.78", "control-1"), ("Attention +", "control-2"), ("Random init 3.39", "random")):
+        assert re.search(rf"fill: var\(--{name}, #\w+\)[^>]*>{re.escape(text)}<", figure), text
+    assert "Stack: from 9.100 at 0 to 2.78" in page.tags_text("aria-label")
+    assert "attention+block_norms inherited, the rest from random init; trained on the same tokens" in page.text
+    assert "Gap:" not in page.text
+
+
+def test_no_two_curves_look_the_same() -> None:
+    """Nor do two in print without colours, up to five controls more than cut and random."""
+    controls = ["stack", "attention", "mlp", "head", "embeddings", "final_norm", "block_norms"]
+    names = ["target", *controls, "random"]
+    points = [{"kind": "validation", "step": step, "tokens": step, "losses": {"held-out": 3.0}} for step in range(3)]
+    colours = colour_names(names)
+    assert [colours[name] for name in ("stack", "head", "embeddings")] == ["control-1", "control-4", "control-1"]
+    figure = draw_curves(panels_of({}, dict.fromkeys(names, points)))
+    looks = re.findall(
+        r'<path d="[^"]*" clip-path[^>]*style="fill: none; (stroke-dasharray[^"]*|stroke: [^"]*)"', figure
+    )
+    curves = [look for look in looks if "stroke-width: 2" in look]
+    assert len(curves) == len(set(curves)) == len(names)
+    dashes = [re.sub(r"stroke: [^;]*;", "", look) for look in curves]
+    assert len(set(dashes[:5] + dashes[-2:])) == 7  # the target is drawn last, over the others
+
+
+def test_a_figure_grows_with_its_labels() -> None:
+    point = [{"kind": "validation", "step": 0, "tokens": 0, "losses": {"held-out": 3.0}}]
+
+    def height(controls: int) -> float:
+        metrics = dict.fromkeys(["target", *(f"embeddings+{'x' * number}" for number in range(controls))], point)
+        size = re.search(r'viewBox="0 0 [\d.]+ ([\d.]+)"', draw_curves(panels_of({}, metrics)))
+        assert size is not None
+        return float(size[1])
+
+    assert height(0) == height(3) == 340
+    assert height(20) > 600
+
+
+def test_the_target_is_set_against_each_control(six: Path) -> None:
+    text = Page(write_report(six)).text
+    rows = "Stack0.1980.181 to 0.221\nAttention + block norms0.5190.502 to 0.542\nRandom init0.8080.791 to 0.831"
+    assert rows in text
+    assert "Loss on held-out, nats a token, paired over 212 documents." in text
+
+
+def test_without_differences_there_is_no_such_table(run: Path) -> None:
+    assert "Target against each control" not in Page(write_report(run)).text
+
+
+def test_a_control_whose_metrics_are_missing_is_a_gap_and_keeps_the_others_colours(six: Path) -> None:
+    (six / "controls" / "stack" / "metrics.jsonl").unlink()
+    assert "Gap: controls/stack/metrics.jsonl is not in the run directory." in Page(write_report(six)).text
+    figure = (six / "curves.svg").read_text(encoding="utf-8")
+    assert "--control-2," in figure
+    assert "--control-1," not in figure
+
+
+def test_an_unfinished_run_shows_the_curves_that_there_are(six: Path) -> None:
+    (six / "result.json").write_text(json.dumps({"name": "x", "state": "running"}), encoding="utf-8")
+    page = Page(write_report(six))
+    description = page.tags_text("aria-label")
+    order = [
+        description.index(f" {title}: from") for title in ("Target", "Attention + block norms", "Stack", "Random init")
+    ]
+    assert order == sorted(order)
+    assert "Gap:" not in page.text
+
+
+def test_a_record_names_no_file_outside_the_run_directory(run: Path) -> None:
+    (run.parent / "metrics.jsonl").write_text(metrics(1.234, 1.234), encoding="utf-8")
+    change(run, controls={"random/../../..": model(4, 3_801_088, 3.0), f"x{MARKUP}": model(4, 3_801_088, 3.0)})
+    page = Page(write_report(run))
+    assert "1.234" not in page.text
+    assert f"X{MARKUP}" in page.text
+
+
+@pytest.mark.parametrize("name", ["demo", "stories"])
+def test_records_of_earlier_runs_still_give_a_page(name: str, tmp_path: Path) -> None:
+    records = Path(__file__).parent.parent / "docs" / "records" / name
+    for file in records.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    kept = {
+        "layers_kept": [0, 1],
+        "tensors": [{"name": "w", "status": "tied", "source": "v"}],
+        "proof": {"logits": None},
+    }
+    (tmp_path / "inheritance.json").write_text(json.dumps(kept), encoding="utf-8")
+    recorded = json.loads((records / "result.json").read_text(encoding="utf-8"))
+    page = Page(write_report(tmp_path))
+    assert recorded["verdict"] in page.text
+    assert "layers 0–1; 1 tied" in page.text
+    for model_record in (recorded["target"], recorded["controls"]["random"]):
+        assert f"{model_record['validation_loss']:.3f}" in page.text
+
+
+def account(run: Path, **changes: Any) -> Page:
+    """The page of the run with another account of the surgery."""
+    record = json.loads((run / "inheritance.json").read_text(encoding="utf-8")) | changes
+    (run / "inheritance.json").write_text(json.dumps(record), encoding="utf-8")
+    return Page(write_report(run))
+
+
+@pytest.mark.parametrize(
+    ("record", "text"),
+    [
+        ({"layers_word": "first:3+last:1", "layers_kept": [0, 1, 2, 7]}, "0–2, 7 (first:3+last:1)"),
+        ({"layers_word": "0-2,7", "layers_kept": [0, 1, 2, 7]}, "0–2, 7"),
+        ({"layers_word": 4, "layers_kept": [0, 1, 2, 3], "init": "inherit"}, "0–3 (4), init inherit"),
+        ({"layers_word": "half", "layers_kept": [0, 1, 0, 1], "init": "stack"}, "0–1, 0–1 (half), init stack"),
+        ({"layers_kept": None, "init": "random"}, "–, init random"),
+    ],
+)
+def test_layers_kept_and_init(record: dict[str, Any], text: str) -> None:
+    assert account_of(record)["layers"] == text
+
+
+def test_layers_and_init_are_shown(run: Path) -> None:
+    text = account(run, layers_word="first:3+last:1", layers_kept=[0, 1, 2, 7], init="attention").text
+    assert "layers 0–2, 7 (first:3+last:1), init attention; 16 inherited; 1 tied" in text
+
+
+def test_what_the_target_started_from_is_said(run: Path) -> None:
+    text = account(run, init="stack").text
+    assert "trained from init stack" in text
+    assert "the target’s start (init stack), untrained" in text
+    assert "those layers, trained" not in text
+
+
+def test_the_proof_is_summed_up(run: Path) -> None:
+    same = {"equal": True, "max_abs_difference": 0.0}
+    proof = {
+        "tokens": 128,
+        "hidden_state_before_final_norm": same,
+        "logits": None,
+        "blocks": [
+            {"block": 0, "source": 0, **same},
+            {"block": 1, "source": 7, "equal": False, "max_abs_difference": 2e-3},
+        ],
+        "arguments_equal": True,
+        "seconds": 1.23,
+    }
+    text = account(run, proof=proof).text
+    assert "hidden state before final normequal, largest difference 0\nlogitsdoes not apply\n" in text
+    assert "blocks1 of 2 equal, largest difference 0.002\narguments equalyes\nseconds1.2 s\n" in text
+
+
+def test_names_in_the_module_and_ignored_names_are_shown(run: Path) -> None:
+    experts = [f"experts.{number}" for number in range(5)]
+    tensors = [
+        {"name": "a", "module": ["a"], "source": "a", "status": "inherited"},
+        {"name": "b", "module": ["packed"], "source": "b", "status": "inherited"},
+        {"name": "c", "module": experts, "source": None, "status": "fresh"},
+    ]
+    text = account(run, tensors=tensors, ignored=[f"mask.{number}" for number in range(42)]).text
+    assert "TensorIn the moduleStatus" in text
+    for row in ("asame nameinheritedsame name", "bpackedinheritedsame name", "cexperts.0, experts.1 and 3 morefresh–"):
+        assert row in text
+    assert "mask.39 and 2 more." in text
+    assert "In the module" not in account(run, tensors=tensors[:1]).text
 
 
 def test_what_lies_above_the_frame_is_said(run: Path) -> None:
@@ -333,7 +535,7 @@ def test_a_missing_or_broken_record_is_a_gap(run: Path, file: str, content: byte
 
 def test_an_empty_directory_is_all_gaps(tmp_path: Path) -> None:
     text = Page(write_report(tmp_path)).text
-    assert text.count("Gap:") == 9  # eight records, and the model
+    assert text.count("Gap:") == 8  # seven records, and the model
     assert "No verdict yet" in text
     assert not (tmp_path / "curves.svg").exists()
 
@@ -424,14 +626,28 @@ def test_terminal_table_fits_eighty_columns() -> None:
     assert any(re.search(r"FLOPs.*–.*–.*1\.2e15.*1\.2e15", line) for line in lines)
 
 
+def test_six_models_fit_eighty_columns(six: Path) -> None:
+    from rich.console import Console
+
+    console = Console(width=80)
+    with console.capture() as captured:
+        console.print(render_table(json.loads((six / "result.json").read_text(encoding="utf-8")), LEDGER))
+    lines = captured.get().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any(re.search(r"^ +held-out +2\.412 +9\.872 +2\.583 +2\.781 +3\.102 +3\.391", line) for line in lines)
+    assert any(line.startswith("   development ") for line in lines)
+
+
 def test_terminal_table_takes_names_as_text() -> None:
     from rich.console import Console
 
-    record = {"target": {"layers": 4, "validation_losses": {"[red]set[/red]": 2.5}}}
+    losses = {"[red]set[/red]": 2.5}
+    record = {"target": {"validation_losses": losses}, "controls": {"[b]x[/b]": {"validation_losses": losses}}}
     console = Console(width=80)
     with console.capture() as captured:
         console.print(render_table(record))
     assert "[red]set[/red]" in captured.get()
+    assert "[b]x[/b]" in captured.get()
 
 
 def test_markdown_table_escapes_names() -> None:
@@ -440,6 +656,8 @@ def test_markdown_table_escapes_names() -> None:
     assert lines[0] == "|  | Target |"
     assert lines[1] == "| --- | ---: |"
     assert r"| Loss, a\|\<b\> (nats a token) | 2.500 |" in lines
+    controls = {"controls": {"a|b": {"layers": 4}}}
+    assert markdown_table(controls).startswith(r"|  | A\|b |")
 
 
 @pytest.mark.parametrize(

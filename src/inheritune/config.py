@@ -12,6 +12,9 @@ from typing import Any, Literal
 
 _SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
+PARTS = ("attention", "mlp", "block_norms", "embeddings", "final_norm", "head")
+"""The parts of a model that can be inherited by themselves, in the order in which an init word names them."""
+
 
 class TokenCount(int):
     """A number of tokens, written `131072`, `131_072`, `500K`, `100M`, `1B` or `1.5T` (decimal suffixes)."""
@@ -42,7 +45,7 @@ class SourceConfig:
 
     path: str
     """A file, glob or directory of .jsonl/.json (also .gz, .zst), .parquet, .txt, .md; `hub:ORG/NAME` for a data set of
-    the Hugging Face hub (or of a local mirror); or `python-source`."""
+    the Hugging Face hub (or of a local mirror), `hub:ORG/NAME/data/*.jsonl` for files in it; or `python-source`."""
     weight: float = 1.0
     """Share of the training tokens, relative to the other sources' weights."""
     text_field: str = "text"
@@ -52,9 +55,9 @@ class SourceConfig:
     repeat: bool = False
     """Whether the source may be repeated when it holds fewer tokens than its share; otherwise that is an error."""
     subset: str | None = None
-    """Hub data sets: the configuration's name."""
+    """Whole hub data sets: the configuration's name."""
     split: str = "train"
-    """Hub data sets: the split."""
+    """Whole hub data sets: the split."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,10 +117,17 @@ class ArchitectureConfig:
 
 @dataclasses.dataclass(frozen=True)
 class InheritConfig:
-    """Surgery: which layers of the reference the target keeps."""
+    """Surgery: which layers of the reference the target keeps, and what of them it starts from."""
 
     layers: int | str = "half"
-    """How many of the first layers to keep: a number, or `half` (of N layers, N/2 rounded down)."""
+    """Which of the reference's N layers to keep, counted from 0: `13` (the first 13), `half` (the first N/2, rounded
+    down), `0-11,25` (these), `every:2` (every second), `last:13`, `first:12+last:1`, or `influence:13` (the 13 of the
+    largest influence on the hidden state, measured on tokens of the training set)."""
+    init: str = "inherit"
+    """What the target starts from: `inherit` (the layers kept, with embeddings, final norm and head), `random` (random
+    init), `stack` (the first ceil(n/2) layers repeated, cut to n, with embeddings, final norm and head), or parts
+    alone, the rest from random init: a sum such as `attention+block_norms` of `attention`, `mlp`, `block_norms` (in
+    the layers kept), `embeddings`, `final_norm`, `head`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,9 +193,11 @@ class Recipe:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     """Text to token shards."""
     inherit: InheritConfig = dataclasses.field(default_factory=InheritConfig)
-    """Which layers are kept."""
+    """Which layers are kept, and what the target starts from."""
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     """How the target is trained."""
     controls: list[str] = dataclasses.field(default_factory=list)
-    """What stands beside the target: `random` (the same architecture from random init, same tokens in the same order),
-    `cut` (the reference cut to the target's layers, untrained)."""
+    """What stands beside the target: `cut` (the target's start, untrained: the reference cut to the target's layers,
+    with an `inherit.init` of `stack` repeated; with parts or `random` there is none), and any init word of
+    `inherit.init` but the target's own (the same architecture from that init, trained on the same tokens in the same
+    order). The share of the gap needs `random`."""

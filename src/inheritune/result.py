@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from inheritune.comparison import share_of_gap, tokens_to_reach
+from inheritune.comparison import resampled_means, share_of_gap, tokens_to_reach
+from inheritune.config import PARTS
 
 Record = dict[str, Any]
+_TITLES = {"reference": "Reference", "cut": "Cut", "target": "Target", "random": "Random init"}
 
 
 @dataclass(frozen=True)
@@ -36,32 +38,46 @@ def assemble(
     metrics: dict[str, list[Record]],
     own_training: OwnTraining | None,
     main_set: str,
+    init: str = "inherit",
 ) -> Record:
     """`result.json` from a finished run's records.
 
     Args:
         name: the recipe's.
-        losses: for `reference`, `cut`, `target`, `random`, as far as they were measured, their `losses/NAME.json`.
+        losses: for `reference`, `target` and the controls, as far as they were measured, their `losses/NAME.json`; the
+            controls in the recipe's order.
         ledger: the run's `ledger.json`.
-        metrics: the metrics records of `target` and, if it was trained, `random`.
+        metrics: the metrics records of `target` and of each control that was trained.
         own_training: the reference's; None without a reference.
         main_set: the validation set that the verdict is about.
+        init: what the target started from, an init word.
     """
     models = {key: _model(key, record, ledger) for key, record in losses.items()}
     target = models["target"]
+    others = [key for key in losses if key not in ("reference", "target", "random", "cut")]
+    controls = [*(key for key in ("random", "cut") if key in losses), *others]
     result: Record = {
         "name": name,
         "state": "done",
         "verdict": "",
         "reference": None,
         "target": target,
-        "controls": {key: models[key] for key in ("random", "cut") if key in models},
+        "controls": {key: models[key] for key in controls},
         "before": {key: _before(records) for key, records in metrics.items() if records},
         "tokens_trained": target["tokens_trained"],
         "unique_tokens": target["unique_tokens"],
         "passes": target["passes"],
         "matched": None,
     }
+    if init != "inherit":
+        result["init"] = init
+    # The share says all of random init alone; a record of nothing else stays as it was before there were other inits.
+    if others:
+        result["differences"] = {
+            key: difference(key, losses[key]["sets"], losses["target"]["sets"], main_set)
+            for key in controls
+            if key != "cut"
+        }
     if own_training is not None:
         result["reference"] = {"name": own_training.name, **models["reference"], "tokens_trained": own_training.tokens}
         if "random" in losses:
@@ -136,6 +152,50 @@ def share(control: Record, target: Record, reference: Record, validation_set: st
     return {**vars(found), "set": validation_set}
 
 
+def difference(name: str, control: Record, target: Record, validation_set: str) -> Record:
+    """How far the target's loss lies below a control's on one set, in nats a token.
+
+    Both are measured on the same documents, so these are drawn once for both (a paired bootstrap over documents, as in
+    `comparison`).
+
+    Args:
+        name: the control's.
+        control: its losses by document, by set (see `scores`).
+        target: the target's.
+        validation_set: the set.
+
+    Returns:
+        `value` (control - target), the ends `low` and `high` of its 95% interval (None where one document leaves no
+        spread to judge by), the number of `documents`, the `set`, and a `text`.
+    """
+    tokens = np.asarray(target[validation_set]["tokens"], np.float64)
+    nats = [np.asarray(losses[validation_set]["nats"], np.float64) for losses in (control, target)]
+    value, low, high = float((nats[0] - nats[1]).sum() / tokens.sum()), None, None
+    interval = "one validation document leaves no spread to judge by"
+    if len(tokens) > 1:
+        drawn = resampled_means([nats[0] - nats[1]], tokens)[0]
+        low, high = (float(end) for end in np.percentile(drawn, [2.5, 97.5]))
+        interval = f"95% interval {low:.3f} to {high:.3f}, over {len(tokens)} documents"
+    text = f"{title_of(name)} - target: {value:.3f} nats a token ({interval})."
+    return {"value": value, "low": low, "high": high, "documents": len(tokens), "set": validation_set, "text": text}
+
+
+def title_of(name: str) -> str:
+    """What tables call a model: `Target`, `Random init`; a control from parts alone by what it inherits."""
+    if name in _TITLES:
+        return _TITLES[name]
+    parts = name.split("+")
+    words = {part: "MLP" if part == "mlp" else part.replace("_", " ") for part in PARTS}
+    missing = [words[part] for part in PARTS if part not in parts]
+    if not set(parts) <= words.keys():
+        text = name.replace("_", " ")
+    elif len(parts) > len(PARTS) / 2 and missing:
+        text = f"all but {', '.join(missing)}"
+    else:
+        text = " + ".join(words[part] for part in parts) + (" only" if len(parts) == 1 else "")
+    return text[:1].upper() + text[1:]
+
+
 def validation_curve(metrics: list[Record], validation_set: str) -> list[tuple[int, float]]:
     """(tokens trained, loss) from metrics records; where a resumed run measured a step again, the last one counts."""
     points = {
@@ -187,7 +247,10 @@ def verdict(result: Record) -> str:
         trained = f"{target['layers']} layers trained from random init on {result['tokens_trained']:,} tokens"
         return f"{trained}: loss {loss:.3f} nats a token."
     reference, control = result["reference"], result["controls"].get("random")
-    trained = f"{target['layers']} of {reference['layers']} layers, trained on {result['unique_tokens']:,} tokens"
+    kept = f"{target['layers']} of {reference['layers']} layers"
+    if "init" in result:  # then the layers are not, or not all, the reference's
+        kept = f"{target['layers']} layers (init: {result['init']}; the reference has {reference['layers']})"
+    trained = f"{kept}, trained on {result['unique_tokens']:,} tokens"
     trained += f" in {_passes(result['passes'])},"
     if control is None:
         against = f"the reference has {reference['validation_loss']:.3f}"

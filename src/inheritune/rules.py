@@ -8,9 +8,10 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from inheritune.config import DataConfig, Recipe
+from inheritune.config import PARTS, DataConfig, Recipe
 
-CONTROLS = ("random", "cut")
+WHOLE_INITS = ("inherit", "random", "stack")
+"""The init words that are no sum of parts."""
 RESERVED = ("train", "development", "held-out", "manifest.json", "train.hashes")
 """What further validation sets may not be called: names in a prepared directory."""
 SMALLEST_VOCABULARY = 257
@@ -68,9 +69,7 @@ def impossible(config: Any) -> Iterator[tuple[str, Any, str]]:
             yield "architecture.vocabulary", config.architecture.vocabulary, "257 (every byte and end-of-text) or more"
         if config.train.learning_rate < config.train.final_learning_rate:
             yield "train.final_learning_rate", config.train.final_learning_rate, "at most train.learning_rate"
-        for name in config.controls:
-            if name not in CONTROLS:
-                yield "controls", name, ", ".join(CONTROLS) + nearest(name, CONTROLS)
+        yield from _inits(config)
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.name):
             yield "name", config.name, "letters, digits, '.', '_' and '-': it names a directory"
     elif isinstance(config, DataConfig):
@@ -95,6 +94,72 @@ def _sources(data: DataConfig, prefix: str) -> Iterator[tuple[str, Any, str]]:
             allowed = f"names of letters, digits, '.', '_', '-' other than {', '.join(RESERVED)}"
             yield f"{prefix}validation_sets", name, allowed
         yield from _by_rules(source, _SOURCE_RULES, f"{prefix}validation_sets.{name}.")
+
+
+def init_parts(word: str) -> frozenset[str]:
+    """The parts of the reference that an init word inherits; what is not among them comes from random init.
+
+    A word is `inherit` or `stack` (all parts; they differ in the layers that these are taken from), `random` (none), or
+    distinct parts joined by `+`.
+
+    Raises:
+        ValueError: not such a word; the message says what is allowed.
+    """
+    if word in WHOLE_INITS:
+        return frozenset() if word == "random" else frozenset(PARTS)
+    parts = word.split("+")
+    if not set(parts) <= set(PARTS) or len(set(parts)) < len(parts):
+        raise ValueError(_init_words(WHOLE_INITS, word))
+    return frozenset(parts)
+
+
+def canonical_init(word: str) -> str:
+    """An init word as runs name it: its parts in the order of `PARTS`, all of them together as `inherit`.
+
+    Raises:
+        ValueError: no init word.
+    """
+    parts = init_parts(word)
+    if word in WHOLE_INITS:
+        return word
+    return "inherit" if len(parts) == len(PARTS) else "+".join(part for part in PARTS if part in parts)
+
+
+def _inits(recipe: Recipe) -> Iterator[tuple[str, Any, str]]:
+    """What is wrong with the target's init and with the controls."""
+    try:
+        own = canonical_init(recipe.inherit.init)
+    except ValueError as error:
+        yield "inherit.init", recipe.inherit.init, str(error)
+        return
+    has_cut = own in ("inherit", "stack")
+    others = [word for word in WHOLE_INITS if word != own]
+    words = ["cut", *others] if has_cut else others
+    found: dict[str, str] = {}
+    for word in recipe.controls:
+        try:
+            name = word if word == "cut" else canonical_init(word)
+        except ValueError:
+            yield "controls", word, _init_words(words, word)
+            continue
+        if name == "cut" and not has_cut:
+            reason = f"inherit.init is {own}, and cut is what the init inherit or stack gives before training"
+            yield "controls", word, f"{_init_words(words)}; {reason}"
+        elif name == own:
+            yield "controls", word, f"{_init_words(words)}; {own} is what the target itself starts from"
+        elif name in found:
+            yield "controls", word, f"each control once; {found[name]!r} is the same and stands before it"
+        found[name] = word
+
+
+def _init_words(words: Sequence[str], wrong: str = "") -> str:
+    """What an init may be: these words or a sum of parts; with a hint at what a wrong one was to be."""
+    allowed = f"{', '.join(words)}, or distinct parts joined by '+': {', '.join(PARTS)}"
+    if "+" not in wrong:
+        return allowed + nearest(wrong, [*words, *PARTS])
+    matches = [difflib.get_close_matches(part, PARTS, n=1, cutoff=0.5) for part in wrong.split("+")]
+    mended = "+".join(dict.fromkeys(match[0] for match in matches if match))
+    return f"{allowed}; did you mean {mended!r}?" if all(matches) else allowed
 
 
 def nearest(name: str, names: Sequence[str]) -> str:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import math
 import re
+import textwrap
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from inheritune.report.numbers import count, number_of
-from inheritune.report.table import by_set, dict_of, judging_set, models_of, ordered_sets
+from inheritune.report.table import by_set, colour_names, dict_of, judging_set, models_of, ordered_sets
+from inheritune.result import title_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,20 +21,35 @@ if TYPE_CHECKING:
 Points = list[tuple[float, float]]
 """(tokens trained, loss in nats a token), in order of tokens."""
 
-# The page and the figure share these colours; the page's style sheet gives each its twin for dark backgrounds.
-_INK, _TARGET, _RANDOM, _CUT = "#1d1e22", "#0b5aa6", "#a8420a", "#5c5f6a"
-_VARIABLES = {
-    _INK: "currentColor",
-    _TARGET: f"var(--target, {_TARGET})",
-    _RANDOM: f"var(--random, {_RANDOM})",
-    _CUT: f"var(--cut, {_CUT})",
+# The page and the figure share these colours: on light backgrounds, and their twins for dark ones.
+_INK, _DARK_INK = "#1d1e22", "#e8e8ea"
+_COLOURS = {
+    "target": ("#0b5aa6", "#7db7f5"),
+    "random": ("#a8420a", "#f2a06b"),
+    "cut": ("#5c5f6a", "#a3a6b1"),
+    "control-1": ("#1c6b34", "#79cf8f"),
+    "control-2": ("#6a3aa8", "#c2a4f7"),
+    "control-3": ("#a01f63", "#f28abf"),
+    "control-4": ("#6b5b00", "#d8c35a"),
 }
+_VARIABLES = {_INK: "currentColor"} | {light: f"var(--{name}, {light})" for name, (light, _) in _COLOURS.items()}
+_DARK = "".join(f";--{name}:{dark}" for name, (_, dark) in _COLOURS.items())
 STANDALONE_STYLE = (
     f"<style>svg{{color:{_INK};font-family:system-ui,sans-serif}}"
-    "@media(prefers-color-scheme:dark){svg{color:#e8e8ea;--target:#7db7f5;--random:#f2a06b;--cut:#a3a6b1}}</style>"
+    f"@media(prefers-color-scheme:dark){{svg{{color:{_DARK_INK}{_DARK}}}}}</style>"
 )
-_COLOURS = {"Target": _TARGET, "Random init": _RANDOM}
+# Mark and dashes, so that no curve is told by its colour alone. One more than there are colours for further controls:
+# both in turn, a pair comes again only after twenty.
+_MARKS: dict[str, tuple[str, Any]] = {"target": ("o", "-"), "random": ("s", (0, (6, 2)))}
+_OTHER_MARKS: list[tuple[str, Any]] = [
+    ("^", (0, (4, 1.5, 1, 1.5))),
+    ("D", (0, (3, 1.5))),
+    ("v", (0, (8, 1.5, 1, 1.5, 1, 1.5))),
+    ("P", (0, (1.5, 1))),
+    ("X", (0, (10, 3))),
+]
 
+_LABEL_CHARACTERS = 16  # a line, in the room that is left for labels at either size
 _MOST_PANELS = 6
 _MOST_POINTS = 300
 
@@ -42,6 +59,8 @@ class Panel:
     """The curves on one validation set, and the frame they are drawn in (losses in nats a token)."""
 
     name: str
+    models: tuple[str, ...]
+    """The run's trained models by name, whether or not each has a curve here: they decide the colours."""
     lines: dict[str, Points]
     training: dict[str, Points]
     reference: float | None
@@ -52,16 +71,17 @@ class Panel:
     @property
     def above(self) -> list[str]:
         """What lies above the frame, each by name and value."""
-        above = [f"{name} from {line[0][1]:.2f}" for name, line in self.lines.items() if line[0][1] > self.high]
+        lines = self.lines.items()
+        above = [f"{title_of(name)} from {line[0][1]:.2f}" for name, line in lines if line[0][1] > self.high]
         return [*above, f"Cut {self.cut:.2f}"] if self.cut is not None and self.cut > self.high else above
 
     @property
     def description(self) -> str:
         """The figure in words, for who does not see it."""
         parts = [f"Validation loss on {self.name}, nats a token, against tokens trained."]
-        for label, points in self.lines.items():
+        for name, points in self.lines.items():
             (first, start), (last, end) = points[0], points[-1]
-            parts.append(f"{label}: from {start:.3f} at {count(first)} to {end:.3f} at {count(last)} tokens.")
+            parts.append(f"{title_of(name)}: from {start:.3f} at {count(first)} to {end:.3f} at {count(last)} tokens.")
         parts += [f"Reference: {self.reference:.3f}."] if self.reference is not None else []
         parts += [f"Reference cut to the target’s layers, untrained: {self.cut:.3f}."] if self.cut is not None else []
         return " ".join(parts)
@@ -95,16 +115,21 @@ def _binned(points: Points) -> Points:
 
 
 def panels_of(result: Mapping[str, Any], metrics: Mapping[str, list[Any]]) -> list[Panel]:
-    """A panel for each validation set that was measured during training; the judging set's comes first."""
+    """A panel for each validation set that was measured during training; the judging set's comes first.
+
+    Args:
+        result: `result.json`'s record.
+        metrics: by model's name, the target first, its metrics records.
+    """
     judge = judging_set(result)
-    curves = {label: _curves(records) for label, records in metrics.items()}
+    curves = {model: _curves(records) for model, records in metrics.items()}
     models = models_of(result)
     panels = []
     for name in ordered_sets(judge, (name for _, validation in curves.values() for name in validation))[:_MOST_PANELS]:
-        lines = {label: validation[name] for label, (_, validation) in curves.items() if validation.get(name)}
+        lines = {model: validation[name] for model, (_, validation) in curves.items() if validation.get(name)}
         reference, cut = (
-            number_of(by_set(models.get(title, {}), "validation_losses", judge).get(name))
-            for title in ("Reference", "Cut")
+            number_of(by_set(models.get(model, {}), "validation_losses", judge).get(name))
+            for model in ("reference", "cut")
         )
         # Every loss starts high and falls fast: a frame that held the first points would flatten all that matters.
         longest = max(points[-1][0] for points in lines.values())
@@ -115,61 +140,83 @@ def panels_of(result: Mapping[str, Any], metrics: Mapping[str, list[Any]]) -> li
             high = max(high, cut)
         margin = 0.08 * (high - low) or 0.1
         # Training text is most like the judging set: against another set its loss would compare nothing.
-        training = {label: _binned(points) for label, (points, _) in curves.items() if points and name == judge}
-        panels.append(Panel(name, lines, training, reference, cut, low - margin, high + margin))
+        training = {model: _binned(points) for model, (points, _) in curves.items() if points and name == judge}
+        panels.append(Panel(name, tuple(metrics), lines, training, reference, cut, low - margin, high + margin))
     return panels
 
 
-def _draw_labels(axes: Axes, panel: Panel, size: float) -> None:
-    """Write each line's name and last value beside its end, moved apart where they would collide."""
-    span = panel.high - panel.low
+def _colours(panel: Panel) -> dict[str, str]:
+    """Each trained model's colour on light backgrounds."""
+    return {model: _COLOURS[colour][0] for model, colour in colour_names(panel.models).items()}
+
+
+def _labels(panel: Panel) -> list[tuple[float, str, str]]:
+    """(height within the frame, text, colour) of each line's label, its name and last value, from the bottom up."""
+    span, colours = panel.high - panel.low, _colours(panel)
     labels = [
-        ((points[-1][1] - panel.low) / span, f"{label} {points[-1][1]:.2f}", _COLOURS[label])
-        for label, points in panel.lines.items()
+        ((points[-1][1] - panel.low) / span, f"{title_of(model)} {points[-1][1]:.2f}", colours[model])
+        for model, points in panel.lines.items()
     ]
     if panel.reference is not None:
         labels.append(((panel.reference - panel.low) / span, f"Reference {panel.reference:.2f}", _INK))
     if panel.cut is not None:
         above = panel.cut > panel.high
-        labels.append(
-            (1.0 if above else (panel.cut - panel.low) / span, f"Cut {panel.cut:.2f}{' ↑' if above else ''}", _CUT)
-        )
-    labels.sort()
-    apart = 1.45 * size / (axes.get_position().height * axes.figure.get_figheight() * 72)  # type: ignore[union-attr]
-    heights = [min(max(height, 0.0), 1.0) for height, _, _ in labels]
+        height = 1.0 if above else (panel.cut - panel.low) / span
+        labels.append((height, f"Cut {panel.cut:.2f}{' ↑' if above else ''}", _COLOURS["cut"][0]))
+    return sorted(
+        (height, "\n".join(textwrap.wrap(text, _LABEL_CHARACTERS)), colour) for height, text, colour in labels
+    )
+
+
+def _room(text: str, size: float) -> float:
+    """Points that a label takes from top to bottom, with the distance to the next."""
+    return (1.2 * (text.count("\n") + 1) + 0.25) * size
+
+
+def _draw_labels(axes: Axes, panel: Panel, size: float) -> None:
+    """Write each line's label beside its end, moved apart where they would collide."""
+    labels = _labels(panel)
+    frame = axes.get_position().height * axes.figure.get_figheight() * 72  # type: ignore[union-attr]
+    half = [_room(text, size) / frame / 2 for _, text, _ in labels]
+    line = _room("", size) / frame / 2
+    # A label of several lines stays as far from the frame's ends as one of a single line.
+    inside = [(room - line, 1.0 - room + line) for room in half]
+    heights = [min(max(height, low), high) for (height, _, _), (low, high) in zip(labels, inside, strict=True)]
     for index in range(1, len(heights)):
-        heights[index] = max(heights[index], heights[index - 1] + apart)
-    if heights and heights[-1] > 1.0:
-        heights[-1] = 1.0
+        heights[index] = max(heights[index], heights[index - 1] + half[index - 1] + half[index])
+    if heights and heights[-1] > inside[-1][1]:
+        heights[-1] = inside[-1][1]
         for index in range(len(heights) - 2, -1, -1):
-            heights[index] = min(heights[index], heights[index + 1] - apart)
+            heights[index] = min(heights[index], heights[index + 1] - half[index + 1] - half[index])
     for height, (_, text, colour) in zip(heights, labels, strict=True):
         place: Any = {"xycoords": "axes fraction", "xytext": (6, 0), "textcoords": "offset points", "va": "center"}
-        axes.annotate(text, (1.0, height), color=colour, fontsize=size, annotation_clip=False, **place)
+        written = axes.annotate(text, (1.0, height), color=colour, fontsize=size, annotation_clip=False, **place)
+        written.set_parse_math(False)
 
 
 def _draw_panel(axes: Axes, panel: Panel, size: float) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    marks = {"Target": ("o", "-"), "Random init": ("s", (0, (6, 2)))}
-    for label, points in panel.training.items():
-        axes.plot(*zip(*points, strict=True), color=_COLOURS[label], linewidth=0.9, alpha=0.35)
-    for label, points in panel.lines.items():
-        mark, style = marks[label]
-        every = math.ceil(len(points) / 12)
+    colours = _colours(panel)
+    others = [model for model in panel.models if model not in _MARKS]
+    for model, points in panel.training.items():
+        axes.plot(*zip(*points, strict=True), color=colours[model], linewidth=0.9, alpha=0.35)
+    for model, points in panel.lines.items():
+        mark, style = _MARKS.get(model) or _OTHER_MARKS[others.index(model) % len(_OTHER_MARKS)]
         axes.plot(
             *zip(*points, strict=True),
-            color=_COLOURS[label],
+            color=colours[model],
             linewidth=2,
             linestyle=style,
             marker=mark,
             markersize=4,
-            markevery=every,
+            markevery=math.ceil(len(points) / 12),
+            zorder=3 if model == "target" else 2,
         )
     if panel.reference is not None:
         axes.axhline(panel.reference, color=_INK, linewidth=1.4)
     if panel.cut is not None and panel.cut <= panel.high:
-        axes.axhline(panel.cut, color=_CUT, linewidth=1.4, linestyle=":")
+        axes.axhline(panel.cut, color=_COLOURS["cut"][0], linewidth=1.4, linestyle=":")
     axes.set_ylim(panel.low, panel.high)
     # A little room at the right, so that the last mark is drawn whole.
     axes.set_xlim(0, 1.015 * max(points[-1][0] for points in panel.lines.values()) or 1)
@@ -202,20 +249,21 @@ def draw_curves(panels: list[Panel], narrow: bool = False) -> str:
     from matplotlib.figure import Figure
 
     columns, width, size = (1, 350, 11.0) if narrow else (2, 720, 12.0)
-    first, rest = (250, 230) if narrow else (340, 250)
-    heights = [first] + [rest] * math.ceil((len(panels) - 1) / columns)
+    rows = [panels[:1], *(panels[start : start + columns] for start in range(1, len(panels), columns))]
+    # Room in units: tick labels left, title above, tick labels and axis label below, line labels right.
+    left, right, above, below = 36, 106 if narrow else 116, 34, 44
+    least = [250 if narrow else 340, *[230 if narrow else 250] * (len(rows) - 1)]
+    needed = [max(math.ceil(sum(_room(text, size) for _, text, _ in _labels(panel))) for panel in row) for row in rows]
+    heights = [max(low, above + need + below) for low, need in zip(least, needed, strict=True)]
     settings: Any = {"svg.hashsalt": "inheritune", "svg.fonttype": "none", "font.size": size}
     with mpl.rc_context(settings), warnings.catch_warnings():
         # A set's name may be in any script; the browser, not matplotlib, finds the font.
         warnings.filterwarnings("ignore", message=".*[Gg]lyph.*")
         figure = Figure(figsize=(width / 72, sum(heights) / 72))
         top = 0
-        for row, height in enumerate(heights):
-            shown = panels[:1] if row == 0 else panels[1 + (row - 1) * columns : 1 + row * columns]
+        for row, (shown, height) in enumerate(zip(rows, heights, strict=True)):
             cell = width if row == 0 else width / columns
             for column, panel in enumerate(shown):
-                # Room in units: tick labels left, title above, tick labels and axis label below, line labels right.
-                left, right, above, below = 36, 116 if size > 11 else 106, 34, 44
                 bottom = sum(heights) - top - height + below
                 box = (column * cell + left, bottom, cell - left - right, height - above - below)
                 axes = figure.add_axes((box[0] / width, box[1] / sum(heights), box[2] / width, box[3] / sum(heights)))

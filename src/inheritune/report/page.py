@@ -3,33 +3,37 @@
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from inheritune.errors import Failed, Refused
+from inheritune.report.account import account_of
 from inheritune.report.curves import STANDALONE_STYLE, Panel, draw_curves, panels_of
-from inheritune.report.numbers import NOT_APPLICABLE, by_key, count, decimals, flat, words
-from inheritune.report.table import dict_of, models_of, table_rows
+from inheritune.report.numbers import NOT_APPLICABLE, count, decimals, flat, words
+from inheritune.report.table import colour_names, dict_of, models_of, table_rows
+from inheritune.result import title_of
 from inheritune.run_directory import read_json, read_jsonl, write_atomic
 
-# A page stays under 1 MB however large the run: what does not fit is in the run directory, and the page says so.
-_MOST_TENSORS = 1500
+# A page stays under 1 MB however large the run: what does not fit is in the run directory, and the page says so (the
+# account of the tensors has a limit of its own).
 _MOST_TEXT = 100_000  # characters
 _MOST_LISTED = 40
 _MEANINGS = {
-    "Reference": "the large model",
-    "Cut": "the layers the target keeps, untrained",
-    "Target": "those layers, trained",
-    "Random init": "the target’s architecture from random init, trained on the same tokens",
+    "reference": "the large model",
+    "cut": "the layers the target keeps, untrained",
+    "target": "those layers, trained",
+    "inherit": "the layers the target keeps, trained on the same tokens",
+    "random": "the target’s architecture from random init, trained on the same tokens",
+    "stack": "the first ⌈n/2⌉ layers repeated to the target’s n, trained on the same tokens",
 }
 _READERS: dict[str, Callable[[Path], Any]] = {
     ".json": read_json,
     ".jsonl": read_jsonl,
     ".yaml": lambda path: path.read_text(encoding="utf-8"),
 }
-_CONTROL_METRICS = "controls/random/metrics.jsonl"
 _TEMPLATES = Path(__file__).parent.parent / "templates"
 
 
@@ -50,44 +54,48 @@ def _read(run: Path, name: str, kind: type, gaps: dict[str, str]) -> Any:
     return record
 
 
-def _indices(values: Any) -> str:
-    """Layer indices with runs joined: 0–3, 7."""
-    if not isinstance(values, list) or not values:
-        return NOT_APPLICABLE
-    runs: list[list[Any]] = []
-    for value in values:
-        if runs and isinstance(value, int) and value - 1 == runs[-1][-1]:
-            runs[-1].append(value)
-        else:
-            runs.append([value])
-    return ", ".join(f"{group[0]}–{group[-1]}" if len(group) > 1 else str(group[0]) for group in runs)
+def _meaning(name: str, init: str) -> str:
+    """What a model is, in a few words.
+
+    Args:
+        name: the model's.
+        init: what the target started from, an init word.
+    """
+    if name == "target" and init != "inherit":
+        return f"trained from init {init}"
+    if name == "cut" and init != "inherit":
+        return f"the target’s start (init {init}), untrained"
+    sum_of_parts = f"{name} inherited, the rest from random init; trained on the same tokens"
+    return _MEANINGS.get(name, sum_of_parts)
 
 
-def _tensor(tensor: Mapping[str, Any]) -> dict[str, str]:
-    """A row of the account; a source of the same name, the rule, is said so: names are long and pages narrow."""
-    name, source, shape = by_key("", tensor.get("name")), by_key("", tensor.get("source")), tensor.get("shape")
+def _differences(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Target against each trained control: the rows of its table, in the order of the columns, and what it is about."""
+    found = {name: dict_of(value) for name, value in dict_of(result.get("differences")).items()}
+    rows = [(name, found[name]) for name in models_of(result) if name in found]
+    first = rows[0][1] if rows else {}
     return {
-        "name": name,
-        "status": str(tensor.get("status", "unknown")),
-        "source": "same name" if source == name else source,
-        "shape": " × ".join(map(str, shape)) if isinstance(shape, list) and shape else NOT_APPLICABLE,
-        "dtype": by_key("", tensor.get("dtype")),
-        "sha256": by_key("", tensor.get("sha256"))[:12],
+        "rows": [
+            (
+                title_of(name),
+                decimals(entry.get("value")),
+                f"{decimals(entry.get('low'))} to {decimals(entry.get('high'))}",
+            )
+            for name, entry in rows
+        ],
+        "set": str(first.get("set") or ""),
+        "documents": first.get("documents"),
     }
 
 
-def _account(inheritance: Mapping[str, Any]) -> dict[str, Any]:
-    """The account of the surgery: how many tensors are inherited, tied or fresh, and a row for each."""
-    listed = inheritance.get("tensors")
-    tensors = [tensor for tensor in listed if isinstance(tensor, dict)] if isinstance(listed, list) else []
-    statuses = [str(tensor.get("status", "unknown")) for tensor in tensors]
-    return {
-        "layers": _indices(inheritance.get("layers_kept")),
-        "counts": [(status, statuses.count(status)) for status in dict.fromkeys(statuses)],
-        "rows": [_tensor(tensor) for tensor in tensors[:_MOST_TENSORS]],
-        "left_out": max(0, len(tensors) - _MOST_TENSORS),
-        "proof": flat(dict_of(inheritance.get("proof"))),
-    }
+def _control_files(run: Path, result: Mapping[str, Any]) -> dict[str, str]:
+    """For each trained control, random init last, its metrics file: those of the record, else those there are."""
+    names = [name for name in dict_of(result.get("controls")) if name != "cut"]
+    if not names and result.get("state") != "done" and (run / "controls").is_dir():
+        names = sorted(path.name for path in (run / "controls").iterdir())
+    # A record names files here: none outside the run directory.
+    names = [name for name in names if re.fullmatch(r"[a-z_]+(\+[a-z_]+)*", name)]
+    return {name: f"controls/{name}/metrics.jsonl" for name in sorted(names, key=lambda name: name == "random")}
 
 
 def _matrix(ledger: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,7 +111,7 @@ def _matrix(ledger: Mapping[str, Any]) -> dict[str, Any]:
 
 def _numbers(panels: list[Panel]) -> dict[str, Any]:
     """The points of the curves as one table, thinned to about `_MOST_LISTED` rows, the last one among them."""
-    lines = [(panel.name, label, dict(points)) for panel in panels for label, points in panel.lines.items()]
+    lines = [(panel.name, title_of(model), dict(points)) for panel in panels for model, points in panel.lines.items()]
     tokens = sorted({x for _, _, points in lines for x in points})
     kept = [*tokens[: -1 : math.ceil(len(tokens) / _MOST_LISTED) or 1], *tokens[-1:]]
     return {
@@ -126,15 +134,12 @@ def _page(run: Path) -> tuple[dict[str, Any], str | None]:
     gaps: dict[str, str] = {}
     result = _read(run, "result.json", dict, gaps)
     recipe = _read(run, "recipe.yaml", str, gaps)
-    metrics = {
-        "Target": _read(run, "metrics.jsonl", list, gaps),
-        "Random init": _read(run, _CONTROL_METRICS, list, gaps),
-    }
+    controls = _control_files(run, result)
+    files = {"target": "metrics.jsonl", **controls}
+    metrics = {name: _read(run, file, list, gaps) for name, file in files.items()}
     records = {
         name: _read(run, f"{name}.json", dict, gaps) for name in ("environment", "reference", "inheritance", "ledger")
     }
-    if result.get("state") == "done" and "random" not in dict_of(result.get("controls")):
-        gaps.pop(_CONTROL_METRICS, None)  # the recipe asked for no such control: nothing is missing
     panels = panels_of(result, metrics)
     wide = draw_curves(panels) if panels else None
     state = str(result.get("state") or "unknown")
@@ -145,6 +150,8 @@ def _page(run: Path) -> tuple[dict[str, Any], str | None]:
     }
     path, model_exists = _model_path(run, result)
     header, *rows = table_rows(result, records["ledger"])
+    models = models_of(result)
+    init = str(records["inheritance"].get("init") or result.get("init") or "inherit")
     share = dict_of(result.get("share"))
     # The verdict names a share that is shown; the reason why one is not shown needs its figures.
     facts = [None if share.get("shown") else share.get("text"), dict_of(result.get("tokens_to_match")).get("text")]
@@ -154,14 +161,15 @@ def _page(run: Path) -> tuple[dict[str, Any], str | None]:
         "verdict": str(result.get("verdict") or ""),
         "state": None if state == "done" else unfinished.get(state, "Whether this run finished is not recorded."),
         "facts": [str(text) for text in facts if text],
-        "models": [
-            (title, _MEANINGS[title], str(model.get("name") or "")) for title, model in models_of(result).items()
-        ],
+        "models": [(title_of(key), _meaning(key, init), str(model.get("name") or "")) for key, model in models.items()],
+        "differences": _differences(result),
         "header": header,
+        "colours": [*colour_names(models).values()],
         "rows": rows,
         "sets": [(str(name), dict_of(size)) for name, size in dict_of(result.get("sets")).items()],
         "wide": wide,
         "narrow": draw_curves(panels, narrow=True) if panels else None,
+        "control_files": [*controls.values()],
         "above": [(panel.name, panel.above) for panel in panels if panel.above],
         "description": " ".join(panel.description for panel in panels),
         "numbers": _numbers(panels),
@@ -171,7 +179,7 @@ def _page(run: Path) -> tuple[dict[str, Any], str | None]:
         "repeat": f"inheritune run {shlex.quote(str((run / 'recipe.yaml').resolve()))} --out NEW",
         "recipe": recipe[:_MOST_TEXT],
         "recipe_cut": len(recipe) > _MOST_TEXT,
-        "account": _account(records["inheritance"]),
+        "account": account_of(records["inheritance"]),
         "reference": flat(records["reference"]),
         "environment": flat(records["environment"]),
         "ledger": _matrix(records["ledger"]),

@@ -8,9 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from inheritune.report.numbers import count, decimals, duration, flops, percent, plain
+from inheritune.result import title_of
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+
+OTHER_COLOURS = 4
+"""How many colours there are for controls other than `cut` and `random`."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +38,19 @@ def dict_of(value: Any) -> dict[str, Any]:
 
 
 def models_of(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The models that the result speaks of, by column title, in the order they are shown."""
+    """The models that the result speaks of, by name, in the order they are shown: random init last."""
     controls = dict_of(result.get("controls"))
-    models = {
-        "Reference": dict_of(result.get("reference")),
-        "Cut": dict_of(controls.get("cut")),
-        "Target": dict_of(result.get("target")),
-        "Random init": dict_of(controls.get("random")),
-    }
-    return {title: model for title, model in models.items() if model}
+    order = ["reference", "cut", "target", *(name for name in controls if name not in ("cut", "random")), "random"]
+    models = {**controls, "reference": result.get("reference"), "target": result.get("target")}
+    return {name: model for name in order if (model := dict_of(models.get(name)))}
+
+
+def colour_names(names: Iterable[str]) -> dict[str, str]:
+    """The style sheet's name of each model's colour: its own, or for further controls one of a few, in turn."""
+    own = ("reference", "cut", "target", "random")
+    names = list(names)
+    others = [name for name in names if name not in own]
+    return {name: name if name in own else f"control-{1 + others.index(name) % OTHER_COLOURS}" for name in names}
 
 
 def judging_set(result: Mapping[str, Any]) -> str:
@@ -64,12 +73,10 @@ def ordered_sets(judge: str, found: Iterable[str]) -> list[str]:
 
 
 def _seconds(result: Mapping[str, Any], ledger: Mapping[str, Any]) -> dict[str, Any]:
-    """What each trained model's training took, by column title: the result's word, else the ledger's."""
-    keys = {"Target": "train target", "Random init": "train random"}
-    models = models_of(result)
+    """What each trained model's training took, by name: the result's word, else the ledger's."""
     return {
-        title: model.get("seconds", dict_of(ledger.get(keys.get(title, ""))).get("seconds"))
-        for title, model in models.items()
+        name: model.get("seconds", dict_of(ledger.get(f"train {name}")).get("seconds"))
+        for name, model in models_of(result).items()
     }
 
 
@@ -85,7 +92,8 @@ def table_rows(result: Mapping[str, Any], ledger: Mapping[str, Any] | None = Non
     def row(label: str, unit: str, key: str, shown: Any) -> Row:
         return Row(label, unit, tuple(shown(model.get(key)) for model in models.values()))
 
-    rows = [Row("", "", tuple(models)), row("Layers", "", "layers", plain), row("Parameters", "", "parameters", count)]
+    titles = tuple(title_of(name) for name in models)
+    rows = [Row("", "", titles), row("Layers", "", "layers", plain), row("Parameters", "", "parameters", count)]
     for label, unit, key, shown in (
         ("Loss", "nats a token", "validation_losses", decimals),
         ("Bits a byte", "", "bits_per_byte", decimals),
@@ -99,13 +107,9 @@ def table_rows(result: Mapping[str, Any], ledger: Mapping[str, Any] | None = Non
         else:
             rows += [Row(f"{label}, {name}", unit, cells) for name, cells in measures]
     before = dict_of(result.get("before"))
-    starts = {
-        "Target": dict_of(before.get("target")).get(judge),
-        "Random init": dict_of(before.get("random")).get(judge),
-    }
-    if any(value is not None for value in starts.values()):
-        cells = tuple(decimals(starts.get(title)) for title in models)
-        rows.append(Row(f"Initial loss, {judge}", "", cells))
+    starts = [dict_of(before.get(name)).get(judge) for name in models]
+    if any(value is not None for value in starts):
+        rows.append(Row(f"Initial loss, {judge}", "", tuple(map(decimals, starts))))
     return [
         *rows,
         row("Tokens seen", "", "tokens_trained", count),
@@ -131,12 +135,14 @@ def render_table(
     from rich.text import Text
 
     header, *rows = table_rows(result, ledger)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    table.add_column("", overflow="fold", max_width=None if width is None else max(16, width - 13 * len(header.cells)))
+    # More than reference, cut, target and random: without padding six models still fit into eighty columns.
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1 if len(header.cells) <= 4 else 0))
+    room = None if width is None else max(16, width - 13 * len(header.cells))
+    table.add_column("", overflow="fold", max_width=room)
     for title in header.cells:
-        table.add_column(title, justify="right", style="bold" if title == "Target" else None)
+        # Text, not str: rich would read a name as markup.
+        table.add_column(Text(title), justify="right", overflow="fold", style="bold" if title == "Target" else None)
     for row in rows:
-        # Text, not str: rich would read a set's name as markup.
         label = Text(f"  {row.label}" if row.within else row.label)
         if row.unit and not row.within:
             label.append(f" ({row.unit})", style="dim")
@@ -147,11 +153,16 @@ def render_table(
 def markdown_table(result: Mapping[str, Any], ledger: Mapping[str, Any] | None = None) -> str:
     """The comparison as a Markdown table, for a model card or a README."""
     header, *rows = table_rows(result, ledger)
-    lines = [["", *header.cells], ["---", *("---:" for _ in header.cells)]]
+    lines = [["", *map(_escaped, header.cells)], ["---", *("---:" for _ in header.cells)]]
     for row in rows:
         if not row.cells:
             continue  # a table in Markdown has no headings between its rows: each row says its measure
         label = f"{row.within}, {row.label}" if row.within else row.label
         label += f" ({row.unit})" if row.unit else ""
-        lines.append([re.sub(r"([\\|<>&`*_\[\]])", r"\\\1", label), *row.cells])
+        lines.append([_escaped(label), *row.cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _escaped(text: str) -> str:
+    """Text as Markdown that shows it as it is."""
+    return re.sub(r"([\\|<>&`*_\[\]])", r"\\\1", text)
