@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from inheritune import checkpoint
 from inheritune.cli import main
@@ -153,6 +153,27 @@ def empty_index(ground: Ground) -> None:
     (ground.reference / "model.safetensors.index.json").write_text('{"weight_map": {}}')
 
 
+def lost_tensor(ground: Ground) -> None:
+    """Of a layer that the target does not keep."""
+    file = ground.reference / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["model.layers.3.mlp.up_proj.weight"]
+    save_file(tensors, file, {"format": "pt"})
+
+
+def eight_bits(ground: Ground) -> None:
+    file = ground.reference / "model.safetensors"
+    tensors = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in load_file(file).items()}
+    save_file(tensors, file, {"format": "pt"})
+
+
+def shard_is_a_directory(ground: Ground) -> None:
+    (ground.reference / "model.safetensors").unlink()
+    name = "model-00001-of-00001.safetensors"
+    (ground.reference / name).mkdir()
+    (ground.reference / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+
+
 def bad_lineage(ground: Ground) -> None:
     (ground.reference / "inheritune.json").write_text("{")
 
@@ -184,7 +205,11 @@ CASES: list[tuple[Callable[[Ground], None], list[str], list[str]]] = [
     (nothing, ["--inherit.layers", "some"], ["layers", "some"]),
     (nothing, ["--train.learning_rate", "0"], ["train.learning_rate", "above 0"]),
     (nothing, ["--train.learning_rate", ".nan"], ["train.learning_rate", "a number"]),
-    (nothing, ["--controls", "[stack]"], ["controls", "stack", "random, cut"]),
+    (nothing, ["--inherit.layers", "0-1+1"], ["layers", "0-1+1", "layer 0 twice"]),
+    (nothing, ["--inherit.layers", "influence:5"], ["layers", "influence:5", "4 layers"]),
+    (nothing, ["--inherit.init", "atention"], ["inherit.init", "atention", "did you mean 'attention'"]),
+    (nothing, ["--controls", "[stak]"], ["controls", "stak", "cut, random, stack"]),
+    (nothing, ["--controls", "[inherit]"], ["controls", "inherit", "the target itself"]),
     (nothing, ["--reference", "{root}/nowhere"], ["nowhere"]),
     (nothing, ["--reference", "org/model-that-is-not-cached"], ["org/model-that-is-not-cached"]),
     (no_weights, [], ["reference", "weights"]),
@@ -204,6 +229,10 @@ CASES: list[tuple[Callable[[Ground], None], list[str], list[str]]] = [
     (weights_are_a_directory, [], ["no weights"]),
     (empty_index, [], ["index.json", "names no file"]),
     (bad_lineage, [], ["inheritune.json", "not JSON"]),
+    (lost_tensor, [], ["model.layers.3.mlp.up_proj.weight is missing"]),
+    (eight_bits, [], ["quantised", "float8_e4m3fn"]),
+    (shard_is_a_directory, [], ["model-00001-of-00001.safetensors is missing"]),
+    (nothing, ["--data.prepared", "{root}/text.jsonl"], ["text.jsonl", "Not a directory"]),
     (bad_prepared, ["--data.prepared", "{root}/prepared"], ["prepared", "damaged"]),
     (nothing, ["--data.prepared", "{root}/nowhere"], ["nowhere", "no manifest.json"]),
 ]
@@ -243,6 +272,18 @@ def test_an_impossible_directory(out: str, ground: Ground, capsys: pytest.Captur
     place = f"{ground.root}/{out}" if out and out[0] != "/" else out
     assert main(["run", str(ground.recipe), "--out", place]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("flags", [["--data.tokens", "10M"], ["--train.warmup_steps", "1000"]])
+def test_directories_above_a_refused_run_are_not_left_behind(flags: list[str], ground: Ground) -> None:
+    before = sorted(ground.root.rglob("*"))
+    assert main(["run", str(ground.recipe), "--out", str(ground.root / "a" / "b" / "run"), *flags]) == 2
+    assert sorted(ground.root.rglob("*")) == before
+
+
+def test_a_name_with_a_line_break_is_one_line_all_the_same(ground: Ground, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ground.run("--reference", "no\nwhere") == 2
+    assert capsys.readouterr().err.splitlines() == ["inheritune: no where: no such directory, and no hub id (ORG/NAME)"]
 
 
 def test_a_flag_is_judged_beside_the_recipe_not_the_defaults(
@@ -290,7 +331,9 @@ def test_a_directory_of_another_recipe(ground: Ground, capsys: pytest.CaptureFix
         (["rnu"], "did you mean 'run'"),
         (["run"], "inheritune run: RECIPE is missing"),
         (["run", "dmeo"], "did you mean 'demo'"),
+        (["inherit"], "inheritune inherit: REFERENCE missing"),
         (["inherit", "x"], "--layers"),
+        (["inherit", "x", "--layers", "2"], "--out is missing"),
         (["prepare", "x.txt"], "is missing"),
         (["report", "/nonexistent"], "/nonexistent"),
         (["report"], "RUN missing"),

@@ -18,7 +18,9 @@ from inheritune import corpus, pipeline, recipe as recipes
 from inheritune.config import Recipe
 from inheritune.console import Console
 from inheritune.errors import Failed, InherituneError, Interrupted, Refused
+from inheritune.pipeline import stages
 from inheritune.run_directory import JsonlWriter, lock, read_json, read_jsonl
+from inheritune.training import Trained, Trainer
 
 WORDS = [first + second for first in "bdgklmnprst" for second in ("a", "ein", "olu")]
 
@@ -323,6 +325,237 @@ def test_from_an_architecture_a_reference_is_made(text: Path, tmp_path: Path) ->
     assert model.config.vocab_size == 300
 
 
+# ---- other layers, other inits, controls
+
+WIDE = ("--inherit.layers", "first:1+last:1", "--controls", "[cut, stack, attention+block_norms, random]")
+SHORT = ("--train.max_steps", "6", "--train.validate_every_steps", "3", "--data.tokens", "2K")
+
+
+@pytest.fixture(scope="module")
+def wide(llama_directory: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of layers 0 and 3 with every kind of control."""
+    out = tmp_path_factory.mktemp("wide") / "run"
+    pipeline.run(recipe(llama_directory, text, *WIDE, *SHORT), out, console=Silent())
+    return out
+
+
+@pytest.fixture(scope="module")
+def influential(llama_directory: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the two layers of greatest influence."""
+    out = tmp_path_factory.mktemp("influential") / "run"
+    pipeline.run(recipe(llama_directory, text, *INFLUENTIAL, *SHORT), out, console=Silent())
+    return out
+
+
+INFLUENTIAL = ("--inherit.layers", "influence:2", "--controls", "[cut]")
+
+
+def tensors(directory: Path) -> dict[str, torch.Tensor]:
+    return dict(AutoModelForCausalLM.from_pretrained(directory).state_dict())
+
+
+def test_every_control_is_trained_on_the_same_steps_and_compared(wide: Path) -> None:
+    result = read_json(wide / "result.json")
+    assert list(result["controls"]) == ["random", "cut", "stack", "attention+block_norms"]
+    assert set(result["differences"]) == {"random", "stack", "attention+block_norms"}
+    steps = [
+        [(r["step"], r["tokens"]) for r in read_jsonl(directory / "metrics.jsonl") if r["kind"] == "step"]
+        for directory in (wide, *(wide / "controls").iterdir())
+    ]
+    assert len(steps) == 4
+    assert all(one == steps[0] for one in steps)
+    sizes = {model["parameters"] for model in (result["target"], *result["controls"].values())}
+    assert len(sizes) == 1
+
+
+def test_layers_that_are_no_prefix_are_cut_and_recorded(wide: Path, llama_directory: Path) -> None:
+    record = read_json(wide / "inheritance.json")
+    assert (record["layers_kept"], record["layers_word"], record["init"]) == ([0, 3], "first:1+last:1", "inherit")
+    assert [block["source"] for block in record["proof"]["blocks"]] == [0, 3]
+    start, reference = tensors(wide / "starts" / "inherit"), tensors(llama_directory)
+    assert torch.equal(start["model.layers.1.mlp.up_proj.weight"], reference["model.layers.3.mlp.up_proj.weight"])
+
+
+def test_exported_controls_reload_and_say_where_they_come_from(wide: Path) -> None:
+    kept = {"stack": [0, 0], "attention+block_norms": [0, 3]}
+    for directory in (wide / "controls").iterdir():
+        model = AutoModelForCausalLM.from_pretrained(directory / "model")
+        AutoTokenizer.from_pretrained(directory / "model")
+        lineage = model.config.inheritune
+        if directory.name == "random":
+            assert lineage == {"initialisation": "random"}
+        else:
+            assert (lineage["init"], lineage["layers_kept"]) == (directory.name, kept[directory.name])
+    lineage = AutoModelForCausalLM.from_pretrained(wide / "model").config.inheritune
+    assert (lineage["init"], lineage["layers_kept"]) == ("inherit", [0, 3])
+
+
+def test_controls_start_from_what_they_are_called(
+    llama_directory: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts: dict[str, dict[str, torch.Tensor]] = {}
+
+    class Watched(Trainer):
+        def run(self) -> Trained:
+            starts[self.directory.name] = {name: value.clone() for name, value in self.model.state_dict().items()}
+            return super().run()
+
+    monkeypatch.setattr(stages, "Trainer", Watched)
+    out = tmp_path / "target"
+    pipeline.run(recipe(llama_directory, text, *WIDE, *SHORT, "--train.max_steps", "3"), out, console=Silent())
+    reference, first, last = tensors(llama_directory), "model.layers.0.", "model.layers.1."
+    query, up = "self_attn.q_proj.weight", "mlp.up_proj.weight"
+    for name in ("target", "stack", "attention+block_norms"):
+        assert torch.equal(starts[name][first + query], reference[first + query])
+    for part in (query, up):
+        assert torch.equal(starts["target"][last + part], reference["model.layers.3." + part])
+        assert torch.equal(starts["stack"][last + part], reference[first + part])
+    partly, random = starts["attention+block_norms"], starts["random"]
+    assert torch.equal(partly[last + query], reference["model.layers.3." + query])
+    for name in (first + up, last + up, "model.embed_tokens.weight", "lm_head.weight"):
+        assert torch.equal(partly[name], random[name]), "what is not inherited is the random control's"
+        assert not any(torch.equal(partly[name], value) for value in reference.values())
+    assert not torch.equal(random[first + query], reference[first + query])
+
+
+def test_a_run_with_controls_repeats(wide: Path, tmp_path: Path) -> None:
+    pipeline.run(recipes.load_recipe(str(wide / "recipe.yaml")), tmp_path / "again", console=Silent())
+    for name in ("result.json", "inheritance.json", "controls/stack/model/model.safetensors"):
+        assert (tmp_path / "again" / name).read_bytes() == (wide / name).read_bytes(), name
+
+
+def test_layers_of_the_greatest_influence_are_kept(influential: Path, llama_directory: Path) -> None:
+    found = read_json(influential / "influence.json")
+    assert found["layers"] == sorted(sorted(range(4), key=lambda layer: -found["influence"][layer])[:2])
+    assert (found["set"], found["tokens"]) == ("train", 2000 // 32 * 32)
+    record = read_json(influential / "inheritance.json")
+    assert (record["layers_kept"], record["layers_word"]) == (found["layers"], "influence:2")
+    assert (
+        AutoModelForCausalLM.from_pretrained(influential / "model").config.inheritune["layers_kept"]
+        == (found["layers"])
+    )
+    assert "influence" in read_json(influential / "ledger.json")
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        *(["losses/reference.json"], ["losses/cut.json"], ["losses/target.json"], ["losses/stack.json"]),
+        *(["inheritance.json"], ["reference.json"], ["starts/inherit"], ["starts/stack"], ["starts"], ["data.json"]),
+        ["environment.json", "report.html", "controls/stack/checkpoints", "checkpoints"],
+        ["starts", "inheritance.json", "losses", "controls/random/model", "controls/attention+block_norms/model"],
+    ],
+    ids=" ".join,
+)
+def test_a_run_that_lost_records_makes_them_again(
+    lost: list[str], wide: Path, llama_directory: Path, text: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(wide, out)
+    for name in ("result.json", *lost):
+        shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink()
+    pipeline.run(recipe(llama_directory, text, *WIDE, *SHORT), out, console=Silent())
+    for name in ("result.json", "inheritance.json", "losses/cut.json", "losses/stack.json", "reference.json"):
+        assert (out / name).read_bytes() == (wide / name).read_bytes(), name
+    assert (out / "starts" / "inherit").is_dir()
+
+
+@pytest.mark.parametrize("lost", [["influence.json"], ["influence.json", "inheritance.json", "starts"], ["starts"]])
+def test_a_run_that_lost_what_its_layers_are_finds_them_again(
+    lost: list[str], influential: Path, llama_directory: Path, text: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(influential, out)
+    for name in ("result.json", *lost):
+        shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink()
+    pipeline.run(recipe(llama_directory, text, *INFLUENTIAL, *SHORT), out, console=Silent())
+    for name in ("result.json", "inheritance.json", "influence.json"):
+        assert (out / name).read_bytes() == (influential / name).read_bytes(), name
+
+
+def test_an_init_of_parts_is_the_targets(llama_directory: Path, text: Path, tmp_path: Path) -> None:
+    flags = (*SHORT, "--inherit.init", "mlp+attention", "--controls", "[inherit, random]")
+    result = pipeline.run(recipe(llama_directory, text, *flags), tmp_path / "r", console=Silent())
+    assert result["init"] == "attention+mlp"
+    assert set(result["controls"]) == {"inherit", "random"}
+    assert "init: attention+mlp" in result["verdict"]
+    record = read_json(tmp_path / "r" / "inheritance.json")
+    assert (record["init"], record["layers_kept"]) == ("attention+mlp", [0, 1])
+    statuses = {tensor["name"]: tensor["status"] for tensor in record["tensors"]}
+    assert {name for name, status in statuses.items() if status == "inherited"} == {
+        name for name in statuses if "self_attn" in name or ".mlp." in name
+    }
+    assert record["counts"] == {"inherited": 14, "tied": 0, "fresh": 7}
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "r" / "model").config.inheritune["init"] == "attention+mlp"
+    assert (tmp_path / "r" / "report.html").exists()
+
+
+def test_a_layer_word_that_the_family_cannot_express_is_refused_before_anything_is_prepared(
+    gpt2_directory: Path, text: Path, tmp_path: Path
+) -> None:
+    """GPT-2 may divide attention by the block's index plus one, so that a block cannot move."""
+    reference = tmp_path / "reference"
+    shutil.copytree(gpt2_directory, reference)
+    config = json.loads((reference / "config.json").read_text())
+    (reference / "config.json").write_text(json.dumps({**config, "scale_attn_by_inverse_layer_idx": True}))
+    for flags in (("--inherit.layers", "1,3"), ("--controls", "[stack]")):
+        console = Silent()
+        with pytest.raises(Refused) as refused:
+            pipeline.run(recipe(reference, text, *flags), tmp_path / "new" / "run", console=console)
+        assert console.lines == []
+        assert "layers" in str(refused.value)
+        assert "\n" not in str(refused.value)
+        assert not (tmp_path / "new").exists()
+    result = pipeline.run(
+        recipe(reference, text, *SHORT, "--controls", "[]", "--data.development_share", "0"),
+        tmp_path / "prefix",
+        console=Silent(),
+    )
+    assert result["state"] == "done"
+
+
+CODE = {
+    "configuration_own.py": """
+from transformers import LlamaConfig
+
+
+class OwnConfig(LlamaConfig):
+    model_type = "own_llama"
+""",
+    "modeling_own.py": """
+from transformers import LlamaForCausalLM
+
+from .configuration_own import OwnConfig
+
+
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+""",
+}
+
+
+def test_a_reference_with_code_of_its_own(llama_directory: Path, text: Path, tmp_path: Path) -> None:
+    reference = tmp_path / "reference"
+    shutil.copytree(llama_directory, reference)
+    for name, code in CODE.items():
+        (reference / name).write_text(code)
+    config = json.loads((reference / "config.json").read_text())
+    places = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
+    own = {"model_type": "own_llama", "architectures": ["OwnForCausalLM"], "auto_map": places}
+    (reference / "config.json").write_text(json.dumps(config | own))
+    flags = (*SHORT, "--inherit.layers", "last:2", "--controls", "[random, mlp]")
+    with pytest.raises(Refused, match="brings code of its own, which runs only on your word"):
+        pipeline.run(recipe(reference, text, *flags), tmp_path / "run", console=Silent())
+    assert not (tmp_path / "run").exists()
+    out = tmp_path / "trusted"
+    result = pipeline.run(recipe(reference, text, *flags, "--trust_remote_code", "true"), out, console=Silent())
+    assert result["state"] == "done"
+    for directory in (out / "model", out / "controls" / "mlp" / "model"):
+        model = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=True)
+        assert type(model).__name__ == "OwnForCausalLM"
+        assert model.config.num_hidden_layers == 2
+
+
 def spoil_recipe(out: Path) -> str:
     (out / "recipe.yaml").write_text("[")
     return "recipe.yaml: damaged"
@@ -341,6 +574,21 @@ def spoil_model(out: Path) -> str:
     return "model: cannot be loaded"
 
 
+def spoil_weights(out: Path) -> str:
+    path = out / "model" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    (out / "losses" / "target.json").unlink()
+    (out / "result.json").unlink()
+    return "model: cannot be loaded"
+
+
+def spoil_start(out: Path) -> str:
+    (out / "starts" / "inherit" / "inheritance.json").unlink()
+    (out / "inheritance.json").unlink()
+    (out / "result.json").unlink()
+    return "starts/inherit: damaged"
+
+
 def spoil_shard(out: Path) -> str:
     path = out / "data" / "train" / "00000.ds"
     content = bytearray(path.read_bytes())
@@ -350,7 +598,7 @@ def spoil_shard(out: Path) -> str:
     return "00000.ds: damaged"
 
 
-@pytest.mark.parametrize("spoil", [spoil_recipe, spoil_ledger, spoil_model, spoil_shard])
+@pytest.mark.parametrize("spoil", [spoil_recipe, spoil_ledger, spoil_model, spoil_weights, spoil_start, spoil_shard])
 def test_a_damaged_run_is_told_in_one_line(
     spoil: Callable[[Path], str], finished: Path, llama_directory: Path, text: Path, tmp_path: Path
 ) -> None:

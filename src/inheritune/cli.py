@@ -70,7 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"inheritune: {stop}; the same command goes on from there", file=sys.stderr)
         return stop.exit_code
     except InherituneError as error:
-        print(f"inheritune: {error}", file=sys.stderr)
+        text = str(error).replace("\n", " ").replace("\r", " ")  # a name that a user gives may hold them
+        print(f"inheritune: {text}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("inheritune: stopped; the same command goes on from there", file=sys.stderr)
@@ -135,7 +136,11 @@ def _plain(parser: ArgumentParser, words: list[str]) -> Namespace:
             flags = re.findall(r"--\w+", parser.format_usage())
             names = [f"--{name}" if f"--{name}" in flags else name.upper() for name in required.group(1).split(", ")]
             raise Refused(f"{parser.prog}: {' and '.join(names)} missing (see {parser.prog} --help)") from None
-        raise Refused(f"{parser.prog}: {' '.join(str(error).split())} (see {parser.prog} --help)") from None
+        text = " ".join(str(error).split())
+        wrong = re.match(r'Parser key "(\w+)": .*(?:Got value|Given value): (.*)', text)
+        if wrong is not None:
+            text = f"--{wrong.group(1)} cannot be {wrong.group(2)!r}"
+        raise Refused(f"{parser.prog}: {text} (see {parser.prog} --help)") from None
 
 
 def _directory(word: str, argument: str = "--out") -> Path:
@@ -213,25 +218,57 @@ def _prepare(words: list[str]) -> None:
 def _inherit(words: list[str]) -> None:
     parser = _bare_parser("inherit")
     parser.add_argument("reference", type=str, help="a directory, a hub id or packaged:demo")
-    parser.add_argument("--layers", type=str, required=True, help="how many of the first layers to keep, or `half`")
-    parser.add_argument("--out", type=str, required=True, help="the directory that is written")
+    parser.add_argument(
+        "--layers",
+        type=str | None,
+        default=None,
+        help="which layers to keep, counted from 0: 13 (the first 13), half, 0-11,25, every:2, last:13, "
+        "first:12+last:1, or influence:13 (the 13 that change the hidden state most; needs --data)",
+    )
+    parser.add_argument("--out", type=str | None, default=None, help="the directory that is written")
+    parser.add_argument(
+        "--init",
+        type=str,
+        default="inherit",
+        help="inherit; for controls: random, stack, or parts of the reference such as attention+block_norms, of "
+        "attention, mlp, block_norms, embeddings, final_norm, head",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of what --init draws at random")
+    parser.add_argument(
+        "--scan", action="store_true", help="measure what every prefix scores on --data before any training"
+    )
+    parser.add_argument("--data", type=str | None, default=None, help="a directory that inheritune prepare wrote")
+    parser.add_argument(
+        "--sequence_length", type=int | None, default=None, help="--scan: tokens a sequence (default: at most 1024)"
+    )
     parser.add_argument("--revision", type=str | None, default=None, help="the reference's revision on the hub")
     parser.add_argument(
         "--trust_remote_code", type=bool, default=False, help="whether code of the reference may be run"
     )
-    namespace = _plain(parser, words)
-    from inheritune.console import Console
-    from inheritune.surgery import inherit_directory
+    given = _plain(parser, words)
+    if given.layers is None and not given.scan:
+        raise Refused("inherit: --layers is missing (see inheritune inherit --help)")
+    if given.out is None and not given.scan:
+        raise Refused("inherit: --out is missing (see inheritune inherit --help)")
+    if given.scan and given.data is None:
+        raise Refused(
+            "inherit: --scan measures on prepared text; give --data, a directory that inheritune prepare wrote"
+        )
+    if given.sequence_length is not None and (given.sequence_length < 2 or not given.scan):
+        raise Refused("inherit: --sequence_length must be 2 or more, and belongs to --scan")
+    if not 0 <= given.seed < 2**63:
+        raise Refused("inherit: --seed must be 0 or more, below 2**63")
+    out = _directory(given.out) if given.out is not None else None
+    data = _directory(given.data, "--data") if given.data is not None else None
+    from inheritune import pipeline
 
     _quiet()
-    inherit_directory(
-        namespace.reference,
-        namespace.layers,
-        _directory(namespace.out),
-        revision=namespace.revision,
-        trust_remote_code=namespace.trust_remote_code,
-        report=Console().line,
-    )
+    common = {name: getattr(given, name) for name in ("sequence_length", "revision", "trust_remote_code")}
+    if given.layers is not None and out is not None:
+        own = {name: getattr(given, name) for name in ("init", "seed", "scan")}
+        pipeline.inherit(given.reference, given.layers, out, data=data, **own, **common)
+    elif data is not None:
+        pipeline.scan(given.reference, data, layers=given.layers, out=out, **common)
 
 
 def _report(words: list[str]) -> None:
@@ -249,7 +286,7 @@ COMMANDS = {
         "RECIPE", "the whole recipe: prepare, inherit, train, controls, report", _run_until("run", "report")
     ),
     "prepare": Command("SOURCE...", "text to token shards", _prepare),
-    "inherit": Command("REFERENCE --layers N", "surgery alone: a Hugging Face directory and its proof", _inherit),
+    "inherit": Command("REFERENCE --layers 13", "surgery alone: a Hugging Face directory and its proof", _inherit),
     "train": Command("RECIPE", "prepare, inherit and train the target, without controls", _run_until("train", "train")),
     "report": Command("RUN...", "write a run's report.html again", _report),
 }

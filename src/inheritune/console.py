@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 PLAIN_LINE_EVERY_SECONDS = 30.0
@@ -72,6 +73,37 @@ class Console:
                 sys.stderr.write("\n")
                 self._shown = 0
         elif last or time.monotonic() - self._last_plain_line >= PLAIN_LINE_EVERY_SECONDS:
+            self._last_plain_line = time.monotonic()
+            self._rich.print(text, markup=False)
+
+    def work(self, what: str, unit: str = "") -> Callable[[int, int], None]:
+        """A counter for work that is measured in pieces: call it with those done and all; it shows share and time left.
+
+        Args:
+            what: the work, such as `writing`.
+            unit: of the pieces, such as `blocks`; of bytes and the like leave it out, and the share alone is shown.
+        """
+        started = time.monotonic()
+
+        def show(done: int, total: int) -> None:
+            spent = time.monotonic() - started
+            left = duration(spent * (total - done) / done) if done else "?"
+            counted = f"{done}/{total} {unit}" if unit else f"{done / max(1, total):.0%}"
+            self._show(f"  {what} {counted}  {left} left", done >= total, done, total, quick=spent < 2)
+
+        return show
+
+    def _show(self, text: str, last: bool, done: int, total: int, *, quick: bool = False) -> None:
+        """Redraw the bar; where there is no terminal, print a line now and then. Of quick work only a terminal sees."""
+        if self._rich.is_terminal:
+            bar = "█" * (24 * done // max(1, total))
+            line = f"  {bar:░<24}{text}"[: self._rich.width - 1]
+            sys.stderr.write("\r" + line.ljust(self._shown))
+            sys.stderr.flush()
+            self._shown = len(line)
+            if last:
+                self._clear()
+        elif not quick and time.monotonic() - self._last_plain_line >= PLAIN_LINE_EVERY_SECONDS:
             self._last_plain_line = time.monotonic()
             self._rich.print(text, markup=False)
 

@@ -5,11 +5,14 @@ reads the model itself.
 
     a word → files, checked → a model     finding.py
     weight files: there, whole, safe      weights.py
+    files and config fit each other       fitting.py
     blocks, final norm, parameters        structure.py
+    names in files and in the module      internals.py
 """
 
 from inheritune.reference.finding import (
     LINEAGE_KEY,
+    LOADING_ERRORS,
     Reference,
     check_sequence_length,
     check_vocabulary,
@@ -17,12 +20,20 @@ from inheritune.reference.finding import (
     find,
     load,
 )
+from inheritune.reference.internals import Naming, align, may_be_missing, quiet, weightless
+from inheritune.reference.streaming import streamed
 from inheritune.reference.structure import block_list, final_norm, fresh
-from inheritune.reference.weights import one_line
+from inheritune.reference.weights import DTYPES, StoredTensor, WeightReader, one_line
 
 __all__ = [
+    "DTYPES",
     "LINEAGE_KEY",
+    "LOADING_ERRORS",
+    "Naming",
     "Reference",
+    "StoredTensor",
+    "WeightReader",
+    "align",
     "block_list",
     "check_sequence_length",
     "check_vocabulary",
@@ -31,5 +42,9 @@ __all__ = [
     "find",
     "fresh",
     "load",
+    "may_be_missing",
     "one_line",
+    "quiet",
+    "streamed",
+    "weightless",
 ]

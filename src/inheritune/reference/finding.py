@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import logging
 import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -19,6 +16,7 @@ import torch
 import yaml
 from huggingface_hub import metadata_load, snapshot_download
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -28,11 +26,19 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
-from transformers.utils import logging as transformers_logging
 
 from inheritune.errors import Failed, Refused
-from inheritune.reference.structure import block_list, count_parameters, fresh
-from inheritune.reference.weights import one_line, stored_dtype, weight_files
+from inheritune.reference.fitting import check_fit
+from inheritune.reference.internals import quiet, weightless
+from inheritune.reference.structure import block_list, count_parameters
+from inheritune.reference.weights import (
+    StoredTensor,
+    fingerprint,
+    one_line,
+    stored_dtype,
+    stored_tensors,
+    weight_files,
+)
 from inheritune.run_directory import read_json
 
 _LOG = logging.getLogger(__name__)
@@ -48,9 +54,9 @@ _TOKENIZER_FILES = (
     "vocab.txt",
     "spiece.model",
 )
-_LOADING_ERRORS = (
+LOADING_ERRORS = (
     *(OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, RuntimeError, ArithmeticError),
-    StrictDataclassError,
+    *(SafetensorError, StrictDataclassError),
 )
 """What transformers raises for a config, tokenizer or model that it cannot make sense of."""
 
@@ -69,6 +75,8 @@ class Reference:
     """Whether code that comes with it may be run."""
     config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase | None
+    skeleton: PreTrainedModel = field(repr=False, compare=False)
+    """The model without values, on the meta device: what it is made of, at no cost."""
     layers: int
     parameters: int
     """All of them, a tied one once."""
@@ -98,13 +106,20 @@ class Reference:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the weight files in order of name: each file's name, size in bytes, and whole content."""
-        digest = hashlib.sha256()
-        for file in sorted(self.weight_files, key=lambda file: file.name):
-            digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
-        return digest.hexdigest()
+        """SHA-256 over the weight files' names, sizes and sampled content (see `weights.fingerprint`)."""
+        return fingerprint(self.weight_files)
+
+    @cached_property
+    def stored(self) -> dict[str, StoredTensor]:
+        """The tensors of its weight files, by name; not read yet."""
+        return stored_tensors(self.weight_files)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """`dtype` as torch has it."""
+        found = getattr(torch, self.dtype)
+        assert isinstance(found, torch.dtype)
+        return found
 
 
 def find(reference: str, revision: str | None = None, trust_remote_code: bool = False) -> Reference:
@@ -116,8 +131,8 @@ def find(reference: str, revision: str | None = None, trust_remote_code: bool = 
         trust_remote_code: whether code that comes with it may be run.
 
     Raises:
-        Refused: there is no such model; it has no weights, truncated ones, or pickles that ask for code; it is no
-            decoder-only language model that transformers knows; its tokenizer does not fit it.
+        Refused: there is no such model; it has no weights, truncated, incomplete or quantised ones, or pickles that ask
+            for code; it is no decoder-only language model that transformers knows; its tokenizer does not fit it.
     """
     path, commit = _locate(reference, revision, trust_remote_code)
     config = _config(reference, path, trust_remote_code)
@@ -135,18 +150,20 @@ def find(reference: str, revision: str | None = None, trust_remote_code: bool = 
         trust_remote_code=trust_remote_code,
         config=config,
         tokenizer=tokenizer,
+        skeleton=skeleton,
         layers=len(block_list(skeleton)[1]),
         parameters=total,
         parameters_without_embeddings=inner,
         embedding_rows=next(embedding.parameters()).shape[0],
         tied=head is not None and head.weight is embedding.weight,
-        dtype=str(config.dtype or stored_dtype(files[0])).removeprefix("torch."),
+        dtype=str(config.dtype or stored_dtype(stored_tensors(files[:1]).values())).removeprefix("torch."),
         max_positions=getattr(config.get_text_config(), "max_position_embeddings", None),
         weight_files=files,
         tokens_trained=_tokens_trained(path, config),
         seen_hashes=seen if seen.exists() else None,
         license=licence,
     )
+    check_fit(reference, skeleton, found.stored)
     if tokenizer is not None:
         check_vocabulary(found, max(tokenizer.get_vocab().values(), default=-1) + 1)
     return found
@@ -164,17 +181,17 @@ def load(reference: Reference, dtype: torch.dtype | None = None) -> PreTrainedMo
             random values in its place.
     """
     try:
-        with _quiet():
+        with quiet():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 reference.path,
-                dtype=dtype if dtype is not None else getattr(torch, reference.dtype),
+                dtype=dtype if dtype is not None else reference.torch_dtype,
                 trust_remote_code=reference.trust_remote_code,
                 output_loading_info=True,
                 # Otherwise transformers 5.24 raises for a wrong shape without saying which tensor has it.
                 ignore_mismatched_sizes=True,
             )
         model, info = loaded
-    except _LOADING_ERRORS as error:
+    except LOADING_ERRORS as error:
         raise Failed(f"{reference.source}: transformers cannot load it: {one_line(error)}") from error
     # transformers 5.24 only logs these, and puts random values in their place; a mismatched one comes with its shapes.
     mismatched = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]
@@ -230,17 +247,6 @@ def describe(reference: Reference) -> dict[str, Any]:
     }
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers from printing its loading report: what matters in it is raised or logged in one line."""
-    before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(before)
-
-
 def _locate(reference: str, revision: str | None, trust_remote_code: bool) -> tuple[Path, str | None]:
     """The directory of a reference, and its commit if it is from the hub."""
     packaged = reference.startswith(PACKAGED)
@@ -288,7 +294,10 @@ def _config(source: str, path: Path, trust_remote_code: bool) -> PretrainedConfi
         raise Refused(f"{source}: no model: {path} holds no config.json")
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except _LOADING_ERRORS as error:
+    except LOADING_ERRORS as error:
+        if not trust_remote_code and "trust_remote_code" in str(error):
+            what = "brings code of its own, which runs only on your word"
+            raise Refused(f"{source}: {what}; read it, then set trust_remote_code") from error
         raise Refused(f"{source}: transformers cannot read its config.json: {one_line(error)}") from error
     if getattr(config, "quantization_config", None):
         raise Refused(f"{source}: its weights are quantised; give the model in bfloat16, float16 or float32")
@@ -303,10 +312,9 @@ def _config(source: str, path: Path, trust_remote_code: bool) -> PretrainedConfi
 def _skeleton(source: str, config: PretrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
     """The model without values, on the meta device: what it is made of can be counted at no cost."""
     try:
-        with _quiet(), torch.device("meta"):
-            model = fresh(config, 0, trust_remote_code=trust_remote_code)
+        model = weightless(config, trust_remote_code=trust_remote_code)
         block_list(model)
-    except _LOADING_ERRORS as error:
+    except LOADING_ERRORS as error:
         raise Refused(f"{source}: no decoder-only language model that transformers knows: {one_line(error)}") from error
     return model
 

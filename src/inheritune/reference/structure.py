@@ -14,18 +14,21 @@ from inheritune.errors import Refused
 def block_list(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """The blocks of a model's text decoder and their dotted name, found by structure.
 
-    They are the outermost `nn.ModuleList` in the decoder with as many entries as the config has layers.
+    They are the outermost `nn.ModuleList` in the decoder with as many entries as the config has layers; an entry of a
+    block list is made of modules itself, which single projections, or rotary embeddings by kind, are not.
 
     Raises:
         Refused: none, or several that could be meant.
     """
     layers = model.config.get_text_config().num_hidden_layers
-    inside = {id(module) for module in model.get_decoder().modules()}
-    candidates = {
+    lists = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == layers and id(module) in inside
+        if isinstance(module, nn.ModuleList) and len(module) == layers and any(True for _ in module[0].children())
     }
+    inside = {id(module) for module in model.get_decoder().modules()}
+    # some families call their head the decoder
+    candidates = {name: module for name, module in lists.items() if id(module) in inside} or lists
     # a mixture's experts may be as many as the layers: they lie inside a block
     outermost = [name for name in candidates if not any(name.startswith(f"{other}.") for other in candidates)]
     if len(outermost) != 1:

@@ -1,24 +1,38 @@
-"""Weight files: whether they are there, whole, and safe to read. Only headers and opcodes are read, no tensor.
+"""Weight files: whether they are there, whole, and safe to read; and single tensors of them, as bytes or as tensors.
 
 Weights come from safetensors, or from pickles that `torch.load(weights_only=True)` accepts; nothing else is unpickled.
+Checking reads headers and opcodes alone. Tensors are mapped into memory, not read into it, except from the pickles that
+torch wrote before version 1.6, which cannot be.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import pickletools
 import re
 import warnings
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from inheritune.errors import Refused
 
 _SAFE, _PICKLED = "model.safetensors", "pytorch_model.bin"
-_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_SAMPLES, _SAMPLE_BYTES = 256, 16 * 1024
+DTYPES = {
+    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
+    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8},
+    **{"BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2},
+    **{"U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64, "C64": torch.complex64},
+}
+"""Names of dtypes in safetensors' headers."""
 
 
 def one_line(error: BaseException) -> str:
@@ -46,14 +60,91 @@ def weight_files(source: str, path: Path) -> tuple[Path, ...]:
     raise Refused(f"{source}: no weights: {path} holds neither {_SAFE} nor {_PICKLED}, whole or in shards")
 
 
-def stored_dtype(file: Path) -> str:
-    """The dtype of the first floating-point tensor of a checked weight file, such as bfloat16."""
-    if file.suffix == ".safetensors":
-        stored = [_DTYPES.get(entry["dtype"]) for entry in _safetensors_header(file.name, file).values()]
-    else:
-        tensors = torch.load(file, map_location="meta", weights_only=True).values()
-        stored = [str(tensor.dtype).removeprefix("torch.") for tensor in tensors if tensor.is_floating_point()]
-    return next((dtype for dtype in stored if dtype is not None), "float32")
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of a weight file, not yet read."""
+
+    name: str
+    file: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int | None
+    """Where its bytes begin in the file, row by row; None in a pickle."""
+
+    @property
+    def bytes(self) -> int:
+        """Its size."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def stored_tensors(files: Iterable[Path]) -> dict[str, StoredTensor]:
+    """The tensors of checked weight files, by name, in the files' order."""
+    found = {}
+    for file in files:
+        if file.suffix == ".safetensors":
+            start, header = _safetensors_header(file.name, file)
+            for name, entry in header.items():
+                offset = start + entry["data_offsets"][0]
+                found[name] = StoredTensor(name, file, DTYPES[entry["dtype"]], tuple(entry["shape"]), offset)
+        else:
+            for name, tensor in _load_pickle(file, "meta").items():
+                found[name] = StoredTensor(name, file, tensor.dtype, tuple(tensor.shape), None)
+    return found
+
+
+class WeightReader:
+    """Reads single tensors of weight files; of files that must be read whole it keeps one at a time."""
+
+    def __init__(self) -> None:
+        self._file: Path | None = None
+        self._pickled: dict[str, torch.Tensor] = {}
+
+    def read(self, stored: StoredTensor) -> torch.Tensor:
+        """A tensor, contiguous; mapped from its file where the file's format allows."""
+        if stored.file.suffix == ".safetensors":
+            with safe_open(stored.file, framework="pt") as file:
+                tensor: torch.Tensor = file.get_tensor(stored.name)
+            return tensor
+        if self._file != stored.file:
+            self._pickled = {}  # before the next is read: never two at once
+            self._pickled = _load_pickle(stored.file, "cpu")
+            self._file = stored.file
+        return self._pickled[stored.name].contiguous()
+
+
+def _load_pickle(file: Path, device: str) -> dict[str, torch.Tensor]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of the pickle's protocol, which is no help to the user
+        loaded: dict[str, torch.Tensor] = torch.load(
+            file, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(file)
+        )
+    return loaded
+
+
+def fingerprint(files: Iterable[Path]) -> str:
+    """SHA-256 over weight files in order of name: each one's name, size in bytes, and a sample of its content.
+
+    The sample is 256 stretches of 16 KiB, evenly spaced, first and last included; smaller files are taken whole. It
+    tells other weights apart (training changes all of them) and costs milliseconds whatever the reference's size.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(files, key=lambda file: file.name):
+        size = file.stat().st_size
+        digest.update(f"{file.name}\0{size}\0".encode())
+        with file.open("rb") as stream:
+            if size <= _SAMPLES * _SAMPLE_BYTES:
+                digest.update(stream.read())
+                continue
+            for sample in range(_SAMPLES):
+                stream.seek((size - _SAMPLE_BYTES) * sample // (_SAMPLES - 1))
+                digest.update(stream.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def stored_dtype(tensors: Iterable[StoredTensor]) -> str:
+    """The dtype of the first floating-point tensor, such as bfloat16."""
+    floating = (tensor.dtype for tensor in tensors if tensor.dtype.is_floating_point)
+    return str(next(floating, torch.float32)).removeprefix("torch.")
 
 
 def _shards(source: str, index: Path, check: Callable[[str, Path], set[str]]) -> tuple[Path, ...]:
@@ -67,7 +158,7 @@ def _shards(source: str, index: Path, check: Callable[[str, Path], set[str]]) ->
         raise Refused(f"{source}: {index.name} is no index of weights: {one_line(error)}") from error
     files = tuple(index.parent / name for name in names)
     for name, file in zip(names, files, strict=True):
-        if name != file.name or not file.exists():
+        if name != file.name or not file.is_file():
             raise Refused(f"{source}: {name} is missing, one of {len(files)} weight files that {index.name} names")
         held = check(source, file)
         absent = [tensor for tensor, place in places.items() if place == file.name and tensor not in held]
@@ -76,8 +167,8 @@ def _shards(source: str, index: Path, check: Callable[[str, Path], set[str]]) ->
     return files
 
 
-def _safetensors_header(source: str, file: Path) -> dict[str, Any]:
-    """The header of a safetensors file whose size is what the header promises."""
+def _safetensors_header(source: str, file: Path) -> tuple[int, dict[str, Any]]:
+    """Where a safetensors file's tensors begin, and its header, if its size is what the header promises."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(8)
@@ -95,25 +186,37 @@ def _safetensors_header(source: str, file: Path) -> dict[str, Any]:
     if stated != size:
         raise Refused(f"{source}: {file.name} has {size} bytes, not the {stated} that its header states; copy it again")
     header.pop("__metadata__", None)
-    return header
+    return 8 + length, header
 
 
 def _safetensors_names(source: str, file: Path) -> set[str]:
-    return set(_safetensors_header(source, file))
+    """The tensors of a safetensors file whose header is possible: shapes, dtypes and places fit each other."""
+    header = _safetensors_header(source, file)[1]
+    try:
+        with safe_open(file, framework="pt"):
+            pass  # the library checks all of the header
+    except SafetensorError as error:
+        raise Refused(f"{source}: {file.name} is no safetensors file: {one_line(error)}") from error
+    odd = [(name, entry["dtype"]) for name, entry in header.items() if entry["dtype"] not in DTYPES]
+    if odd:
+        name, dtype = odd[0]
+        raise Refused(f"{source}: {file.name} holds {name} as {dtype}; give the model in bfloat16, float16 or float32")
+    return set(header)
 
 
 def _pickle_names(source: str, file: Path) -> set[str]:
     """The tensors of a pickled state dict that holds nothing but tensors."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of the pickle's protocol, which is no help to the user
-            tensors = torch.load(file, map_location="meta", weights_only=True)
+        tensors: Any = _load_pickle(file, "meta")
     except Exception as error:  # a pickle may hold anything, so reading it may fail in any way; none runs its code
         match = re.search(r"GLOBAL (\S+)", str(error))
         wanted = match.group(1) if match else _first_global(file)
         why = f"is an unsafe pickle: it asks for {wanted}" if wanted else "is truncated or holds more than tensors"
         raise Refused(f"{source}: {file.name} {why}; give the weights as safetensors") from error
-    if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+    if not isinstance(tensors, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) and value.layout is torch.strided
+        for name, value in tensors.items()
+    ):
         raise Refused(f"{source}: {file.name} is no state dict (names and tensors); give the weights as safetensors")
     return set(tensors)
 

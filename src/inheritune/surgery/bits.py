@@ -13,12 +13,12 @@ def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Equality of shape, dtype and every bit: 0.0 and -0.0 differ, a NaN equals itself."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
-    return torch.equal(_raw(one), _raw(other))
+    return torch.equal(raw(one), raw(other))
 
 
 def sha256(tensor: torch.Tensor) -> str:
     """Of a tensor's bytes, row by row, in the machine's byte order."""
-    return hashlib.sha256(_raw(tensor).cpu().numpy().data).hexdigest()
+    return hashlib.sha256(raw(tensor).cpu().numpy().data).hexdigest()
 
 
 def sha256_of_all(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -44,5 +44,6 @@ def parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _raw(tensor: torch.Tensor) -> torch.Tensor:
+def raw(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor's bytes, row by row: (bytes,), uint8; the same memory if it is contiguous."""
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8)

@@ -1,11 +1,11 @@
-"""Saving: a model becomes a standard Hugging Face directory, and is read back before the directory gets its name."""
+"""Saving: a target becomes a standard Hugging Face directory, and is read back before the directory gets its name."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,61 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from inheritune.errors import Failed
-from inheritune.reference import LINEAGE_KEY, one_line
+from inheritune.reference import LINEAGE_KEY, Reference, one_line, quiet
 from inheritune.run_directory import write_json
 from inheritune.surgery.bits import same_bits, sha256_of_all, ties
 from inheritune.surgery.card import model_card
-from inheritune.surgery.cut import lineage_for_config
+from inheritune.surgery.cut import Cut, account, lineage_for_config
 from inheritune.surgery.proof import difference, eval_mode
+from inheritune.surgery.writing import write_weights
 
 Record = dict[str, Any]
+
+_TAKEN_ALONG = (
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model"),
+    *("chat_template*", "generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*"),
+)
+"""Files beside a reference's weights that belong to its target as they are."""
+
+
+def save_cut(
+    cut: Cut,
+    reference: Reference,
+    out: Path,
+    lineage: Record,
+    prove: Callable[[Path], Record],
+    *,
+    extra: Record | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Record:
+    """Write a cut as a Hugging Face directory that is whole and proven, or absent.
+
+    Args:
+        cut: what `plan_cut` decided.
+        reference: what it is cut from; tokenizer, generation settings and licence files are taken along as they are.
+        out: the directory; it must be absent or empty.
+        lineage: where the target comes from (see `lineage`).
+        prove: is given the directory before it gets its name, and returns the proof.
+        extra: further entries of `inheritance.json`.
+        progress: told bytes written and bytes in all.
+
+    Returns:
+        What `inheritance.json` in `out` holds.
+
+    Raises:
+        Failed: the file system refused, or the proof failed; `out` is then not written.
+    """
+    with _directory(out) as temporary:
+        tensors = write_weights(cut, temporary, progress)
+        setattr(cut.config, LINEAGE_KEY, lineage_for_config(lineage))
+        cut.config.architectures = [type(cut.model).__name__]
+        cut.config.save_pretrained(temporary)
+        take_along(reference, temporary)
+        (temporary / "README.md").write_text(model_card(cut.model, out.name, lineage), encoding="utf-8")
+        record = account(cut.indices, reference, tensors, cut.ignored, cut.parameters)
+        record = {"lineage": lineage, **(extra or {}), **record, "proof": prove(temporary)}
+        write_json(temporary / "inheritance.json", record)
+    return record
 
 
 def save(
@@ -30,9 +77,10 @@ def save(
     out: Path,
     lineage: Record,
     *,
+    reference: Reference | None = None,
     inheritance: Record | None = None,
 ) -> Record:
-    """Write a model as a Hugging Face directory that is whole and proven by reloading, or absent.
+    """Write a model in memory as a Hugging Face directory that is whole and proven by reloading, or absent.
 
     Args:
         model: what is saved.
@@ -40,6 +88,7 @@ def save(
         out: the directory; it must be absent or empty.
         lineage: where the model comes from (see `lineage`); without `recipe` and `license` it goes into the config, and
             all of it into the model card.
+        reference: if given, its tokenizer, generation settings, licence files and code are taken along as they are.
         inheritance: if given, written to `inheritance.json` in the directory, with what `verify_saved` returned.
 
     Returns:
@@ -48,30 +97,32 @@ def save(
     Raises:
         Failed: the file system refused, or the directory does not load as the same model; `out` is then not written.
     """
-    temporary = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
     setattr(model.config, LINEAGE_KEY, lineage_for_config(lineage))
-    try:
-        temporary.mkdir(parents=True)
-        model.save_pretrained(temporary)
+    with _directory(out) as temporary:
+        with quiet():
+            model.save_pretrained(temporary)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
+        if reference is not None:
+            take_along(reference, temporary)
         (temporary / "README.md").write_text(model_card(model, out.name, lineage), encoding="utf-8")
-        saved = verify_saved(temporary, model)
+        trusted = reference is not None and reference.trust_remote_code
+        saved = verify_saved(temporary, model, trust_remote_code=trusted)
         if inheritance is not None:
             write_json(temporary / "inheritance.json", {**inheritance, "saved": saved})
-        _settle(temporary)
-        temporary.rename(out)
-    except (OSError, SafetensorError) as error:
-        raise Failed(
-            f"{out}: cannot be written: {one_line(error)}; mend that and give the same command again"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return saved
 
 
-def verify_saved(out: Path, model: PreTrainedModel) -> Record:
+def take_along(reference: Reference, directory: Path) -> None:
+    """Copy what belongs to a reference's target as it is: tokenizer, generation settings, licence; code, if trusted."""
+    patterns = (*_TAKEN_ALONG, *(["*.py"] if reference.trust_remote_code else []))
+    for pattern in patterns:
+        for file in reference.path.glob(pattern):
+            if file.is_file() and file not in reference.weight_files:
+                shutil.copyfile(file, directory / file.name)
+
+
+def verify_saved(out: Path, model: PreTrainedModel, *, trust_remote_code: bool = False) -> Record:
     """Reload a saved directory by transformers alone and compare it with the model: tensors, ties, logits.
 
     Returns:
@@ -82,7 +133,10 @@ def verify_saved(out: Path, model: PreTrainedModel) -> Record:
     """
     attention = model.config._attn_implementation
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(out, attn_implementation=attention, output_loading_info=True)
+        with quiet():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                out, attn_implementation=attention, output_loading_info=True, trust_remote_code=trust_remote_code
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise Failed(f"{out}: what was saved does not load: {one_line(error)}") from error
     again, info = loaded[0].to(model.device), loaded[1]
@@ -103,6 +157,24 @@ def verify_saved(out: Path, model: PreTrainedModel) -> Record:
         with _derived_buffers_of(again, model):
             difference("what the saved model gives", model(input_ids=ids, use_cache=False).logits, after)
     return {"tensors": len(ours), "equal": True, "sha256": sha256_of_all(theirs)}
+
+
+@contextlib.contextmanager
+def _directory(out: Path) -> Iterator[Path]:
+    """A temporary directory that becomes `out` if all goes well, and goes away if not."""
+    temporary = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        _settle(temporary)
+        temporary.rename(out)
+    except (OSError, SafetensorError) as error:
+        raise Failed(
+            f"{out}: cannot be written: {one_line(error)}; mend that and give the same command again"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.util
 import shutil
 import time
 from collections.abc import Iterator
@@ -16,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from inheritune import checkpoint, corpus, environment, recipe as recipes, reference as references, scratch, surgery
 from inheritune.config import DataConfig, Recipe
@@ -25,16 +23,18 @@ from inheritune.console import Console
 from inheritune.distributed import World, world
 from inheritune.errors import Failed, InherituneError, Interrupted, Refused
 from inheritune.parallel import cast_parameters, compute_dtype, place, uncompile_blocks
+from inheritune.pipeline import checks
+from inheritune.pipeline.direct import influence_record
 from inheritune.planning import parameters
 from inheritune.reference import Reference
 from inheritune.report import render_table, usage, write_report
 from inheritune.result import OwnTraining, assemble
+from inheritune.rules import canonical_init, init_parts
 from inheritune.run_directory import clear, lock, read_json, read_jsonl, write_atomic, write_json
 from inheritune.tokens import Prepared, TrainingBlocks, open_prepared
 from inheritune.training import Trainer, measure_all
 
 Record = dict[str, Any]
-_NAMES = {"random": "random control", "cut": "untrained cut"}
 _TOKENIZER_BYTES = 40_000_000
 """Text that a tokenizer is trained on at most: more changes a few thousand entries little, and takes minutes."""
 
@@ -62,7 +62,7 @@ def run(recipe: Recipe, out: Path | None = None, *, console: Console | None = No
     stages = _Stages(recipe, directory, console or Console())
     stages.check()
     created = not directory.exists()
-    with lock(directory):
+    with checks.no_empty_parents(directory), lock(directory):
         stages.check_directory()  # again: another run may have begun here while this one was being checked
         fresh = not (directory / "recipe.yaml").exists()
         try:
@@ -82,27 +82,22 @@ class _Stages:
         self.console = console
         self.world: World = world()
         self.reference: Reference | None = None
-        self.indices: tuple[int, ...] = ()
+        self.indices: tuple[int, ...] | None = None
+        """The layers kept; None as long as they are to be found by their influence."""
 
     def check(self) -> None:
         """Refuse all that can be refused now."""
-        recipe = self.recipe
-        if (recipe.reference is None) == (recipe.architecture is None):
-            raise Refused(
-                "recipe: give a reference (a directory, a hub id or packaged:demo), or an architecture to start from"
-            )
-        if recipe.train.tracker == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
-            raise Refused("train.tracker: tensorboard is not installed; pip install 'inheritune[tensorboard]'")
-        if recipe.reference is not None:
-            self._find_reference(recipe.reference)
-        elif recipe.controls:
-            raise Refused(
-                "recipe: controls compare a target with its reference; this recipe starts from an architecture"
-            )
+        checks.check_recipe(self.recipe)
+        if self.recipe.reference is not None:
+            self._find_reference(self.recipe.reference)
         else:
-            self._architecture(vocabulary=257, end_of_text=0)
+            checks.architecture_config(self.recipe, vocabulary=257, end_of_text=0)
         self.check_directory()
-        self._check_data()
+        checks.check_data(self.recipe, self.reference, self.directory)
+
+    def check_directory(self) -> None:
+        """The run directory is new, empty, or holds this very recipe."""
+        checks.check_directory(self.directory, self.recipe)
 
     def _find_reference(self, name: str) -> None:
         recipe = self.recipe
@@ -110,97 +105,21 @@ class _Stages:
         # the commit that a branch's name stands for now, so that the dumped recipe repeats the run
         self.recipe = dataclasses.replace(recipe, revision=self.reference.revision)
         self.indices = surgery.parse_layers(recipe.inherit.layers, self.reference.layers)
+        if self.indices is not None:
+            checks.check_cut(self.reference, self.indices, self._inits)
         references.check_sequence_length(self.reference, recipe.data.sequence_length)
         if self.reference.tokenizer is None and recipe.data.prepared is None:
             raise Refused(f"{recipe.reference}: has no tokenizer, so text cannot be prepared; give data.prepared")
 
-    def _check_data(self) -> None:
-        data, best = self.recipe.data, self.recipe.train.export == "best"
-        if data.prepared is not None:
-            try:
-                prepared = open_prepared(Path(data.prepared))
-            except Failed as error:
-                raise Refused(f"data.prepared: {error}") from None
-            self._check_prepared(prepared)
-            judged, developed = len(prepared.measured_names) > prepared.developed, prepared.developed
-        else:
-            if not data.sources:
-                raise Refused("recipe: data.sources is empty; name files, a directory, hub:ORG/NAME or python-source")
-            judged = data.validation_share > 0 or bool(data.validation_sets)
-            developed = data.development_share > 0
-            if judged:
-                corpus.check_sources(self._data())
-        if not judged:
-            raise Refused(
-                "recipe: nothing to judge by: data.validation_share is 0; raise it, or name data.validation_sets"
-            )
-        if best and not developed:
-            raise Refused("train.export: best is chosen on a development set; raise data.development_share")
+    @property
+    def _init(self) -> str:
+        """What the target starts from."""
+        return canonical_init(self.recipe.inherit.init)
 
-    def _check_prepared(self, prepared: Prepared) -> None:
-        """Shards are of this reference's tokenizer, and those that this run began with."""
-        made = prepared.manifest
-        if self.reference is not None and self.reference.tokenizer is not None:
-            own = corpus.tokenizer_fingerprint(str(self.reference.path))
-            if own != made["tokenizer"]["fingerprint"]:
-                raise Refused(
-                    f"{prepared.directory}: prepared with another tokenizer than {self.reference.source}'s "
-                    f"({made['tokenizer']['fingerprint'][:12]} there, {own[:12]} here); prepare the data again"
-                )
-        began_with = read_json(self.directory / "data.json")
-        if began_with is not None and began_with["fingerprint"] != made["fingerprint"]:
-            raise Refused(
-                f"{prepared.directory}: the shards changed since this run began "
-                f"({began_with['fingerprint'][:12]} then, {made['fingerprint'][:12]} now); choose another --out"
-            )
-
-    def check_directory(self) -> None:
-        """The run directory is new, empty, or holds this very recipe."""
-        if self.directory.exists() and not self.directory.is_dir():
-            raise Refused(f"{self.directory}: a file, not a directory; choose another --out")
-        if not self.directory.is_dir() or not any(self.directory.iterdir()):
-            return
-        path = self.directory / "recipe.yaml"
-        if not path.exists():
-            if {entry.name for entry in self.directory.iterdir()} <= {".lock"}:
-                return
-            raise Refused(
-                f"{self.directory}: not empty and no run directory (it holds no recipe.yaml); choose another --out"
-            )
-        try:
-            held = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError, OSError):
-            held = None
-        if not isinstance(held, dict) or not isinstance(held.get("data"), dict):
-            raise Refused(f"{path}: damaged, so what this run is cannot be told; restore it, or choose another --out")
-        mine = recipes.as_dict(self.recipe)
-        for values in (held, mine):
-            values["data"].pop("workers", None)  # changes speed, not the result
-        difference = recipes.first_difference(held, mine)
-        if difference is not None:
-            key, old, new = difference
-            what = f"{key}: {old!r} there, {new!r} here"
-            raise Refused(f"{self.directory}: holds a run of another recipe ({what}); choose another --out")
-
-    def _data(self) -> DataConfig:
-        """The data section with its words resolved."""
-        data = self.recipe.data
-        if data.exclude_seen != "reference":
-            return data
-        seen = self.reference.seen_hashes if self.reference is not None else None
-        if seen is None:
-            raise Refused("data.exclude_seen: the reference ships no seen.txt; give a file of content hashes, or null")
-        return dataclasses.replace(data, exclude_seen=str(seen))
-
-    def _architecture(self, vocabulary: int, end_of_text: int) -> PretrainedConfig:
-        """The config of a recipe that starts from an architecture."""
-        assert self.recipe.architecture is not None
-        config = scratch.architecture_config(self.recipe.architecture, vocabulary, end_of_text)
-        positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-        if positions is not None and self.recipe.data.sequence_length > positions:
-            length = self.recipe.data.sequence_length
-            raise Refused(f"data.sequence_length: {length} is too long: the architecture has {positions} positions")
-        return config
+    @property
+    def _inits(self) -> list[str]:
+        """What the target and the trained controls start from, the target first."""
+        return [self._init, *(canonical_init(word) for word in self.recipe.controls if word != "cut")]
 
     def run(self, until: str) -> Record:
         """Every stage up to `until`, with the state of the run kept in `result.json`."""
@@ -237,8 +156,8 @@ class _Stages:
         self._train("target", prepared)
         if until == "train":
             return self._state("trained")
-        if "random" in self.recipe.controls:
-            self._train("random", prepared)
+        for name in self._inits[1:]:
+            self._train(name, prepared)
         return self._finish(prepared)
 
     def _state(self, state: str) -> Record:
@@ -256,6 +175,10 @@ class _Stages:
         ledger[stage] = {"seconds": round(time.monotonic() - started, 3), **entry}
         write_json(self.directory / "ledger.json", ledger)
 
+    def _data(self) -> DataConfig:
+        """The data section with its words resolved."""
+        return checks.resolved_data(self.recipe, self.reference)
+
     def _tokenizer(self) -> str:
         """Where the tokenizer is: the reference's own, or the one trained for an architecture."""
         if self.reference is not None:
@@ -270,7 +193,9 @@ class _Stages:
             temporary = self.directory / ".tokenizer.tmp"
             shutil.rmtree(temporary, ignore_errors=True)
             with self._timed("tokenizer"):
-                texts = corpus.iterate_training_texts(self._data(), max_bytes=_TOKENIZER_BYTES)
+                texts = corpus.iterate_training_texts(
+                    checks.resolved_data(self.recipe, self.reference), max_bytes=_TOKENIZER_BYTES
+                )
                 scratch.train_tokenizer(texts, architecture.vocabulary, temporary, self.recipe.data.sequence_length)
                 temporary.rename(out)
         return str(out)
@@ -283,9 +208,11 @@ class _Stages:
             self.console.stage("Preparing the data")
             # what was prepared before costs nothing now, and its entry in the ledger stays
             with contextlib.nullcontext() if (out / "manifest.json").exists() else self._timed("prepare"):
-                corpus.prepare(self._data(), tokenizer, out, report=self.console.line)
+                corpus.prepare(
+                    checks.resolved_data(self.recipe, self.reference), tokenizer, out, report=self.console.line
+                )
             prepared = open_prepared(out)
-        self._check_prepared(prepared)
+        checks.check_prepared(prepared, self.reference, self.directory)
         prepared.verify()
         write_json(self.directory / "data.json", {"fingerprint": prepared.manifest["fingerprint"]})
         sets = prepared.manifest["sets"]
@@ -311,31 +238,103 @@ class _Stages:
             raise Refused(f"train.warmup_steps: {what}; lower it, or train longer")
         return prepared
 
+    def _layers(self, reference: Reference, prepared: Prepared) -> tuple[int, ...]:
+        """The layers kept; by their influence on tokens of the training set, if the recipe says so."""
+        if self.indices is None:
+            count = surgery.influence_count(self.recipe.inherit.layers, reference.layers)
+            record = read_json(self.directory / "influence.json")
+            if record is None:
+                self.console.stage("Measuring what each block does to the hidden state")
+                with self._timed("influence"):
+                    record = influence_record(
+                        reference,
+                        prepared.set("train"),
+                        count,
+                        sequence_length=self.recipe.data.sequence_length,
+                        batch_sequences=self.recipe.train.micro_batch_sequences,
+                        compute=self.recipe.train.compute_dtype,
+                        device=self.world.device,
+                    )
+                write_json(self.directory / "influence.json", record)
+            self.indices = tuple(record["layers"])
+            self.console.line(f"  layers {surgery.spelled(self.indices)} have the greatest influence")
+            try:
+                checks.check_cut(reference, self.indices, self._inits)
+            except Refused as error:
+                raise Failed(f"{error} (these are the layers that {self.recipe.inherit.layers} found)") from error
+        return self.indices
+
     def _inherit(self, reference: Reference, prepared: Prepared) -> None:
         """Cut, prove, record; measure the reference and, where it is a control, the cut before any training."""
+        indices = self._layers(reference, prepared)
         losses = self.directory / "losses"
         wanted = ["reference", *(["cut"] if "cut" in self.recipe.controls else [])]
         began_with = read_json(self.directory / "reference.json")
         if began_with is not None and began_with["fingerprint"] != reference.fingerprint:
             raise Refused(f"{reference.source}: its weights changed since this run began; choose another --out")
-        done = [self.directory / "inheritance.json", *(losses / f"{name}.json" for name in wanted)]
-        if all(path.exists() for path in done):
+        whole = self._init if self._init in ("inherit", "stack") else "inherit"
+        records = [self.directory / name for name in ("reference.json", "inheritance.json")]
+        done = [*records, *(losses / f"{name}.json" for name in wanted)]
+        if all(path.exists() for path in done) and (self.directory / "starts" / whole).exists():
             return
         self.console.stage(
-            f"Inheriting layers {surgery.spelled(self.indices)} of {reference.layers} from {reference.source}"
+            f"Inheriting layers {surgery.spelled(indices)} of {reference.layers} from {reference.source}"
         )
-        with self._timed("inherit"):
-            model = references.load(reference)
-            target, account = surgery.inherit(model, self.indices)
-            ids = torch.from_numpy(prepared.set(prepared.main_set).read(0, self.recipe.data.sequence_length))[None]
-            proof = surgery.prove(model, target, self.indices, ids)
-            write_json(self.directory / "reference.json", references.describe(reference))
-            write_json(self.directory / "inheritance.json", {**account.record(), "proof": proof})
-        sizes = f"{parameters(model):,} parameters become {parameters(target):,}"
-        self.console.line(f"  {sizes}; every kept tensor equals its source, hidden states agree bit for bit")
-        self._measure("reference", model, prepared)
+        write_json(self.directory / "reference.json", references.describe(reference))
+        start = self._start(whole, prepared)
+        record = read_json(start / "inheritance.json")
+        if record is None:
+            raise Failed(f"{start}: damaged, it holds no inheritance.json; delete it and give the same command again")
+        if self._init != whole:
+            model, taken = self._partly(self._init, prepared)
+            tensors = surgery.tensor_records(model, taken)
+            record |= surgery.account(indices, reference, tensors, tuple(record["ignored"]), parameters(model))
+        record |= {"init": self._init, "layers_word": str(self.recipe.inherit.layers)}
+        write_json(self.directory / "inheritance.json", record)
+        if not (losses / "reference.json").exists():
+            self._measure("reference", references.load(reference), prepared)
         if "cut" in wanted:
-            self._measure("cut", target, prepared)
+            self._measure("cut", self._loaded(start), prepared)
+
+    def _start(self, init: str, prepared: Prepared) -> Path:
+        """What models with a whole init begin from, as a directory: cut and proven when it is first asked for."""
+        assert self.reference is not None
+        assert self.indices is not None
+        out = self.directory / "starts" / init
+        if not out.exists():
+            ids = torch.from_numpy(prepared.set(prepared.main_set).read(0, self.recipe.data.sequence_length))[None]
+            with self._timed("inherit" if init == self._init else f"inherit {init}"):
+                surgery.inherit(
+                    self.reference,
+                    self.indices,
+                    out,
+                    init=init,
+                    token_ids=ids,
+                    report=lambda line: self.console.line(f"  {line}"),
+                    progress=self.console.work("cutting and proving"),
+                )
+        return out
+
+    def _partly(self, init: str, prepared: Prepared) -> tuple[PreTrainedModel, frozenset[str]]:
+        """What models with an init of parts, or of none, begin from, in float32; and which tensors are inherited."""
+        assert self.reference is not None
+        whole = self._start("inherit", prepared)
+        return surgery.start(whole, self.reference, init_parts(init), self.recipe.train.seed)
+
+    def _loaded(self, directory: Path) -> PreTrainedModel:
+        """A model that was saved, in the dtype of its files.
+
+        Raises:
+            Failed: it does not load.
+        """
+        try:
+            with references.quiet():
+                model = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=self.recipe.trust_remote_code)
+        except references.LOADING_ERRORS as error:
+            what = f"{directory}: cannot be loaded ({references.one_line(error)})"
+            raise Failed(f"{what}; delete it, checkpoints are kept") from error
+        assert isinstance(model, PreTrainedModel)
+        return model
 
     def _measure(self, name: str, model: PreTrainedModel, prepared: Prepared) -> Record:
         """A model's losses by document on every set: measured once, in float32 weights, and recorded."""
@@ -345,7 +344,7 @@ class _Stages:
             path.parent.mkdir(exist_ok=True)
             train = self.recipe.train
             dtype = compute_dtype(train.compute_dtype, self.world.device)
-            self.console.line(f"  measuring the {_NAMES.get(name, name)} on {', '.join(prepared.measured_names)}")
+            self.console.line(f"  measuring the {_called(name)} on {', '.join(prepared.measured_names)}")
             with self._timed(f"measure {name}"):
                 place(model.float(), self.world.device)
                 losses = measure_all(
@@ -362,23 +361,15 @@ class _Stages:
         return record
 
     def _model(self, name: str, prepared: Prepared) -> tuple[PreTrainedModel, torch.dtype]:
-        """A model at its start, and the dtype that it is exported in.
-
-        The start is the inherited target, its random control, or an architecture's random init.
-        """
-        if self.reference is not None and name == "target":
-            target, _ = surgery.inherit(references.load(self.reference), self.indices)
-            return target, target.dtype
+        """A model at its start, and the dtype that it is exported in."""
         if self.reference is not None:
-            config = AutoConfig.from_pretrained(
-                self.directory / "model", trust_remote_code=self.recipe.trust_remote_code
-            )
-            delattr(config, references.LINEAGE_KEY)  # the control inherits nothing
-            wanted: Any = self.reference.dtype
-        else:
-            tokenizer = prepared.manifest["tokenizer"]
-            config = self._architecture(tokenizer["vocabulary"], tokenizer["end_of_text"])
-            wanted = config.dtype or "float32"
+            init = self._init if name == "target" else name
+            if init in ("inherit", "stack"):
+                return self._loaded(self._start(init, prepared)), self.reference.torch_dtype
+            return self._partly(init, prepared)[0], self.reference.torch_dtype
+        tokenizer = prepared.manifest["tokenizer"]
+        config = checks.architecture_config(self.recipe, tokenizer["vocabulary"], tokenizer["end_of_text"])
+        wanted: Any = config.dtype or "float32"
         config.dtype = torch.float32  # drawn in full precision, whatever the export's is
         model = references.fresh(config, self.recipe.train.seed, trust_remote_code=self.recipe.trust_remote_code)
         return model, wanted if isinstance(wanted, torch.dtype) else getattr(torch, wanted)
@@ -387,10 +378,10 @@ class _Stages:
         """Train a model, export it, measure what was exported. Skipped when its losses are recorded."""
         if (self.directory / "losses" / f"{name}.json").exists():
             return
-        directory = self.directory if name == "target" else self.directory / "controls" / name
+        directory = self._directory_of(name)
         directory.mkdir(parents=True, exist_ok=True)
         if not (directory / "model").exists():
-            self.console.stage(f"Training the {_NAMES.get(name, name)}")
+            self.console.stage(f"Training the {_called(name)}")
             model, dtype = self._model(name, prepared)
             trainer = Trainer(
                 model=place(model, self.world.device),
@@ -408,32 +399,34 @@ class _Stages:
             if trainer.best_weights is not None:
                 checkpoint.load_weights(trainer.best_weights, model)
             self._export(name, cast_parameters(model.cpu(), dtype), directory / "model")
-        try:
-            exported = AutoModelForCausalLM.from_pretrained(directory / "model")
-        except (OSError, ValueError) as error:
-            what = f"{directory / 'model'}: cannot be loaded ({references.one_line(error)})"
-            raise Failed(f"{what}; delete it, the checkpoint is kept") from error
-        self._measure(name, exported, prepared)
+        self._measure(name, self._loaded(directory / "model"), prepared)
+
+    def _directory_of(self, name: str) -> Path:
+        """Where a model's records, checkpoints and export go."""
+        return self.directory if name == "target" else self.directory / "controls" / name
 
     def _export(self, name: str, model: PreTrainedModel, out: Path) -> None:
         """Write a Hugging Face directory of the model, with its tokenizer and its lineage."""
-        if self.reference is not None:
-            tokenizer = self.reference.tokenizer
-            lineage = (
-                surgery.lineage(self.reference, self.indices) if name == "target" else {"initialisation": "random"}
-            )
-        else:
+        recipe = {"recipe": recipes.as_dict(self.recipe)}
+        if self.reference is None:
             tokenizer = AutoTokenizer.from_pretrained(self._tokenizer())
-            lineage = {"initialisation": "random"}
-        surgery.save(model, tokenizer, out, {**lineage, "recipe": recipes.as_dict(self.recipe)})
+            surgery.save(model, tokenizer, out, {"initialisation": "random", **recipe})
+            return
+        assert self.indices is not None
+        init = self._init if name == "target" else name
+        lineage: Record = {"initialisation": "random"}
+        if init != "random":
+            lineage = surgery.lineage(self.reference, surgery.kept(self.indices, init), init)
+        surgery.save(model, None, out, {**lineage, **recipe}, reference=self.reference)
 
     def _finish(self, prepared: Prepared) -> Record:
         """Compute `result.json` from the records, write it and the report, show the table."""
         own = self._own_training(prepared) if self.reference is not None else None
-        names = ("reference", "cut", "target", "random")
+        trained = ["target", *self._inits[1:]]
+        names = ("reference", *(["cut"] if "cut" in self.recipe.controls else []), *trained)
         losses = {name: read_json(self.directory / "losses" / f"{name}.json") for name in names}
         ledger = read_json(self.directory / "ledger.json")
-        for name in ("target", "random"):
+        for name in trained:
             if losses[name] is not None and (not isinstance(ledger, dict) or f"train {name}" not in ledger):
                 what = f"{self.directory / 'ledger.json'}: has no entry of the {name}'s training"
                 raise Failed(f"{what}; restore the file, or run the recipe into another --out")
@@ -441,12 +434,10 @@ class _Stages:
             self.recipe.name,
             losses={name: record for name, record in losses.items() if record is not None},
             ledger=ledger,
-            metrics={
-                "target": read_jsonl(self.directory / "metrics.jsonl"),
-                "random": read_jsonl(self.directory / "controls" / "random" / "metrics.jsonl"),
-            },
+            metrics={name: read_jsonl(self._directory_of(name) / "metrics.jsonl") for name in trained},
             own_training=own,
             main_set=prepared.main_set,
+            init=self._init,
         )
         result["sets"] = {
             name: {key: entry[key] for key in ("documents", "tokens", "bytes")}
@@ -475,6 +466,8 @@ class _Stages:
         self.console.table(render_table(result, read_json(self.directory / "ledger.json")))
         model = self.directory / "model"
         self.console.line(f"\n{result['verdict']}")
+        for difference in result.get("differences", {}).values():
+            self.console.line(difference["text"])
         if result.get("tokens_to_match"):
             self.console.line(result["tokens_to_match"]["text"])
         self.console.line(f"\nReport: {page}\nModel:  {model}\n")
@@ -483,15 +476,7 @@ class _Stages:
         return result
 
 
-def prepare(data: DataConfig, tokenizer: str, out: Path, console: Console | None = None) -> Record:
-    """Text to token shards with a reference's tokenizer (see `corpus.prepare`)."""
-    console = console or Console()
-    if not data.sources:
-        raise Refused("prepare: no SOURCE; name files, globs, directories, hub:ORG/NAME or python-source")
-    corpus.check_sources(data)
-    folder = references.find(tokenizer).path if tokenizer.startswith("packaged:") else tokenizer
-    manifest = corpus.prepare(data, folder, out, report=console.line)
-    for name, entry in manifest["sets"].items():
-        console.line(f"{name}: {entry['tokens']:,} tokens of {entry['documents']:,} documents")
-    console.line(f"{out}: fingerprint {manifest['fingerprint']}")
-    return manifest
+def _called(name: str) -> str:
+    """A model's name in a sentence."""
+    plain = {"reference": "reference", "target": "target", "cut": "untrained cut"}
+    return plain.get(name, f"{name} control")
