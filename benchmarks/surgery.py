@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import shutil
 import statistics
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -168,8 +170,13 @@ def summary(runs: dict[str, list[dict[str, Any]]], reference: Path) -> dict[str,
         name: {key: statistics.median(run[key] for run in made) for key in made[0]} for name, made in runs.items()
     }
     result: dict[str, Any] = {
-        "command": "python benchmarks/surgery.py",
-        "machine": {"processor": platform.processor() or platform.machine(), "python": platform.python_version()},
+        "command": " ".join(["python", *sys.argv]),
+        "commit": subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        ).stdout.strip(),
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in ("torch", "transformers", "safetensors")},
+        "processor": processor(),
         "reference_bytes": sum(file.stat().st_size for file in reference.glob("*.safetensors")),
         "shards": len(list(reference.glob("*.safetensors"))),
         "medians": medians,
@@ -182,6 +189,13 @@ def summary(runs: dict[str, list[dict[str, Any]]], reference: Path) -> dict[str,
             ]
             result[f"ratio_{key}"] = {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
     return result
+
+
+def processor() -> str:
+    """Its name, and how many cores this process may use."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{name}, {len(os.sched_getaffinity(0))} cores"
 
 
 def table(result: dict[str, Any]) -> str:

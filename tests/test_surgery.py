@@ -75,6 +75,9 @@ def directories() -> Iterator[Callable[[Family], Path]]:
         yield directory
 
 
+found = lru_cache(maxsize=1)(lambda directory: find(str(directory)))
+
+
 @lru_cache(maxsize=1)
 def original(family: Family, directory: Path) -> Original:
     """The reference, loaded and run once for all its choices."""
@@ -113,12 +116,12 @@ def test_layers_are_inherited_or_refused(
     directory, out, expected = directories(family), tmp_path / "target", refusal(family, choice)
     if expected is not None:
         with pytest.raises(Refused, match=expected) as error:
-            inherit(find(str(directory)), named, out, init=init, token_ids=TOKENS)
+            inherit(found(directory), named, out, init=init, token_ids=TOKENS)
         one_line(error)
         assert list(tmp_path.iterdir()) == []
         matrix[family.name][choice] = "refused"
         return
-    record = inherit(find(str(directory)), named, out, init=init, token_ids=TOKENS)
+    record = inherit(found(directory), named, out, init=init, token_ids=TOKENS)
     assert record["layers_kept"] == list(kept)
     reference = original(family, directory)
     with torch.no_grad():

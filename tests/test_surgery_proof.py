@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from inheritune.errors import Failed, InherituneError, Refused
+from inheritune.errors import Failed, InherituneError
 from inheritune.reference import Reference
 from inheritune.surgery import directory as directories, inherit, proof, prove
-from inheritune.surgery.bits import same_bits
-from inheritune.surgery.proof import difference
 from tiny import TOKENS, one_line, saved
 
 Tensors = dict[str, torch.Tensor]
-Settings = dict[str, Any]
+Change = Callable[[dict[str, Any]], object]
 EQUAL = {"equal": True, "max_abs_difference": 0.0}
 
 
@@ -41,17 +41,13 @@ class Pair:
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, tuple[int, ...]], Pair]:
     """Targets of families, each made once; read only."""
-    found: dict[str, Reference] = {}
-    made: dict[tuple[str, tuple[int, ...]], Pair] = {}
+    found = lru_cache(maxsize=None)(lambda name: saved(name, tmp_path_factory.mktemp("reference")))
 
+    @cache
     def pair(name: str, indices: tuple[int, ...]) -> Pair:
-        if name not in found:
-            found[name] = saved(name, tmp_path_factory.mktemp("reference"))
-        if (name, indices) not in made:
-            out = tmp_path_factory.mktemp("target")
-            inherit(found[name], indices, out, token_ids=TOKENS)
-            made[name, indices] = Pair(found[name], out, indices)
-        return made[name, indices]
+        out = tmp_path_factory.mktemp("target")
+        inherit(found(name), indices, out, token_ids=TOKENS)
+        return Pair(found(name), out, indices)
 
     return pair
 
@@ -59,12 +55,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, tuple[int,
 MakePair = Callable[[str, tuple[int, ...]], Pair]
 
 
-def spoiled(
-    pair: Pair,
-    directory: Path,
-    tensors: Callable[[Tensors], object] | None = None,
-    config: Callable[[Settings], object] | None = None,
-) -> Path:
+def spoiled(pair: Pair, directory: Path, tensors: Change | None = None, config: Change | None = None) -> Path:
     """A copy of a target with something changed in its files."""
     shutil.copytree(pair.target, directory)
     if tensors is not None:
@@ -90,7 +81,7 @@ def flip(name: str) -> Callable[[Tensors], None]:
 # ---- what it states
 
 
-@pytest.mark.parametrize(("name", "tensors"), [("llama", 30), ("gpt2 tied", 40), ("mixtral", 30)])
+@pytest.mark.parametrize(("name", "tensors"), [("llama", 30), ("gpt2 tied", 41), ("mixtral", 30)])
 def test_a_prefix_is_proven(name: str, tensors: int, pairs: MakePair) -> None:
     record = pairs(name, (0, 1, 2)).prove()
     assert record["hidden_state_before_final_norm"] == EQUAL
@@ -123,7 +114,7 @@ def test_progress_is_told_block_by_block(pairs: MakePair) -> None:
 
 
 def test_blocks_after_the_last_that_is_kept_are_not_run(pairs: MakePair, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[int] = []
+    pair, seen = pairs("llama", (1, 3)), []
     original = proof._Comparison._compare
 
     def compare(self: Any, index: int, *rest: Any) -> None:
@@ -131,7 +122,7 @@ def test_blocks_after_the_last_that_is_kept_are_not_run(pairs: MakePair, monkeyp
         original(self, index, *rest)
 
     monkeypatch.setattr(proof._Comparison, "_compare", compare)
-    pairs("llama", (1, 3)).prove()
+    pair.prove()
     assert seen == [0, 1, 2, 3]
 
 
@@ -154,20 +145,20 @@ def test_one_bit_of_a_tensor_is_seen(tensor: str, indices: tuple[int, ...], pair
     pair = pairs("llama", indices)
     with pytest.raises(Failed) as error:
         pair.prove(spoiled(pair, tmp_path / "out", flip(tensor)))
-    module = tensor.split(".", 3)[-1] if ".layers." in tensor else tensor
-    assert module in one_line(error)
+    first = "hidden state before the final norm" if indices == (0, 1) and "embed" in tensor else tensor
+    assert re.sub(r".*layers\.(.)\.", r"block \1: ", first) in one_line(error)
 
 
 def test_one_bit_of_one_expert_is_seen(pairs: MakePair, tmp_path: Path) -> None:
     pair = pairs("mixtral", (0, 1, 2))
     expert = "model.layers.2.block_sparse_moe.experts.3.w2.weight"
-    with pytest.raises(Failed, match="block 2: .*experts"):
+    with pytest.raises(Failed, match=r"block 2: .*experts"):
         pair.prove(spoiled(pair, tmp_path / "out", flip(expert)))
 
 
 def test_a_saved_buffer_is_seen(pairs: MakePair, tmp_path: Path) -> None:
     pair = pairs("deepseek_v3", (0, 1, 2))
-    with pytest.raises(Failed, match="block 1: .*e_score_correction_bias"):
+    with pytest.raises(Failed, match=r"block 1: .*e_score_correction_bias"):
         pair.prove(spoiled(pair, tmp_path / "out", flip("model.layers.1.mlp.gate.e_score_correction_bias")))
 
 
@@ -191,7 +182,7 @@ def test_another_embedding_is_seen(pairs: MakePair, tmp_path: Path) -> None:
         tensors["transformer.wte.weight"] = tensors["transformer.wte.weight"].roll(1, 0)
 
     pair = pairs("gpt2 tied", (0, 1, 2))
-    with pytest.raises((Failed, Refused), match="hidden state before the final norm"):
+    with pytest.raises(Failed, match="hidden state before the final norm"):
         pair.prove(spoiled(pair, tmp_path / "out", roll))
 
 
@@ -228,7 +219,7 @@ def test_swapped_blocks_are_seen(pairs: MakePair, tmp_path: Path) -> None:
     ],
 )
 def test_a_config_that_computes_otherwise_is_seen(
-    name: str, indices: tuple[int, ...], change: Settings, complaint: str, pairs: MakePair, tmp_path: Path
+    name: str, indices: tuple[int, ...], change: dict[str, Any], complaint: str, pairs: MakePair, tmp_path: Path
 ) -> None:
     pair = pairs(name, indices)
     with pytest.raises(InherituneError, match=complaint) as error:
@@ -236,17 +227,12 @@ def test_a_config_that_computes_otherwise_is_seen(
     one_line(error)
 
 
-def test_a_tie_that_was_lost_or_made_is_seen(pairs: MakePair, tmp_path: Path) -> None:
+def test_a_tie_that_was_made_is_seen(pairs: MakePair, tmp_path: Path) -> None:
     pair = pairs("llama", (1, 4))
+    tie: Change = lambda settings: settings.update(tie_word_embeddings=True)  # noqa: E731
+    out = spoiled(pair, tmp_path / "out", lambda tensors: tensors.pop("lm_head.weight"), tie)
     with pytest.raises(Failed, match=r"lm_head\.weight"):
-        pair.prove(
-            spoiled(
-                pair,
-                tmp_path / "out",
-                lambda tensors: tensors.pop("lm_head.weight"),
-                lambda settings: settings.update(tie_word_embeddings=True),
-            )
-        )
+        pair.prove(out)
 
 
 @pytest.mark.parametrize(
@@ -257,9 +243,7 @@ def test_a_tie_that_was_lost_or_made_is_seen(pairs: MakePair, tmp_path: Path) ->
         (lambda tensors: tensors.update({"model.norm.weight": torch.ones(31)}), "what was saved does not load|norm"),
     ],
 )
-def test_a_tensor_too_few_or_too_much_is_seen(
-    change: Callable[[Tensors], object], complaint: str, pairs: MakePair, tmp_path: Path
-) -> None:
+def test_a_tensor_too_few_or_too_much_is_seen(change: Change, complaint: str, pairs: MakePair, tmp_path: Path) -> None:
     pair = pairs("llama", (1, 4))
     with pytest.raises(Failed, match=complaint) as error:
         pair.prove(spoiled(pair, tmp_path / "out", change))
@@ -267,7 +251,7 @@ def test_a_tensor_too_few_or_too_much_is_seen(
 
 
 def test_the_layers_of_another_choice_are_seen(pairs: MakePair) -> None:
-    with pytest.raises(Failed, match="block 1: .* differs"):
+    with pytest.raises(Failed, match=r"block 1: .* differs"):
         prove(pairs("llama", (1, 4)).reference, pairs("llama", (1, 4)).target, (1, 3), TOKENS)
 
 
@@ -312,27 +296,3 @@ def test_one_byte_that_changes_after_writing_is_seen(
     with pytest.raises(Failed, match="differs"):
         inherit(pairs("llama", (1, 4)).reference, (1, 4), tmp_path / "out", token_ids=TOKENS)
     assert list(tmp_path.iterdir()) == []
-
-
-# ---- by which it sees it
-
-
-def test_bits_are_compared_and_not_values() -> None:
-    one = torch.tensor([0.0, float("nan"), 1.0])
-    assert same_bits(one, one.clone())
-    assert not same_bits(torch.tensor([0.0]), torch.tensor([-0.0]))
-    assert not same_bits(one, one.double())
-    assert not same_bits(one, one[:, None])
-    assert same_bits(torch.arange(6).view(2, 3).t(), torch.arange(6).view(2, 3).t().contiguous())
-
-
-def test_a_difference_says_what_and_how_large() -> None:
-    assert difference("x", torch.ones(2), torch.ones(2)) == EQUAL
-    with pytest.raises(Failed, match=r"proof: x differs from the reference's by up to 0\.25"):
-        difference("x", torch.ones(2), torch.tensor([1.0, 0.75]))
-    with pytest.raises(Failed, match=r"proof: x: \(3,\) torch\.float32, not \(2,\) torch\.float32"):
-        difference("x", torch.ones(2), torch.ones(3))
-    with pytest.raises(Failed, match=r"torch\.bfloat16, not \(2,\) torch\.float32"):
-        difference("x", torch.ones(2), torch.ones(2).bfloat16())
-    with pytest.raises(Failed, match="by up to 0;"):
-        difference("x", torch.tensor([0.0]), torch.tensor([-0.0]))

@@ -287,7 +287,7 @@ class _Stages:
             raise Failed(f"{start}: damaged, it holds no inheritance.json; delete it and give the same command again")
         if self._init != whole:
             model, taken = self._partly(self._init, prepared)
-            tensors = surgery.tensor_records(model, taken)
+            tensors = surgery.tensor_records(model, taken, record)
             record |= surgery.account(indices, reference, tensors, tuple(record["ignored"]), parameters(model))
         record |= {"init": self._init, "layers_word": str(self.recipe.inherit.layers)}
         write_json(self.directory / "inheritance.json", record)
@@ -304,15 +304,18 @@ class _Stages:
         if not out.exists():
             ids = torch.from_numpy(prepared.set(prepared.main_set).read(0, self.recipe.data.sequence_length))[None]
             with self._timed("inherit" if init == self._init else f"inherit {init}"):
-                surgery.inherit(
-                    self.reference,
-                    self.indices,
-                    out,
-                    init=init,
-                    token_ids=ids,
-                    report=lambda line: self.console.line(f"  {line}"),
-                    progress=self.console.work("cutting and proving"),
-                )
+                try:
+                    surgery.inherit(
+                        self.reference,
+                        self.indices,
+                        out,
+                        init=init,
+                        token_ids=ids,
+                        report=lambda line: self.console.line(f"  {line}"),
+                        progress=self.console.work("cutting and proving"),
+                    )
+                except Refused as error:  # only running the target shows that blocks depend on each other
+                    raise Failed(f"{error}; the prepared data is kept, name it as data.prepared") from error
         return out
 
     def _partly(self, init: str, prepared: Prepared) -> tuple[PreTrainedModel, frozenset[str]]:

@@ -20,7 +20,7 @@ from inheritune.reference.finding import (
     find,
     load,
 )
-from inheritune.reference.internals import Naming, align, may_be_missing, quiet, weightless
+from inheritune.reference.internals import Naming, align, hollow, may_be_missing, quiet, weightless
 from inheritune.reference.streaming import streamed
 from inheritune.reference.structure import block_list, final_norm, fresh
 from inheritune.reference.weights import DTYPES, StoredTensor, WeightReader, one_line
@@ -41,6 +41,7 @@ __all__ = [
     "final_norm",
     "find",
     "fresh",
+    "hollow",
     "load",
     "may_be_missing",
     "one_line",

@@ -102,7 +102,7 @@ def _with(config: PretrainedConfig, indices: Indices, values: dict[str, Any]) ->
         setattr(text, name, value)
     total = text.num_hidden_layers
     text.num_hidden_layers = len(indices)
-    return type(cut).from_dict(_by_layer_renumbered(cut.to_dict(), indices, total))
+    return type(cut).from_dict(_by_layer_renumbered(cut.to_diff_dict(), indices, total))
 
 
 def _by_layer_renumbered(values: dict[str, Any], indices: Indices, total: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from inheritune.errors import Refused
-from inheritune.reference import Reference
+from inheritune.reference import Reference, hollow
 from inheritune.surgery.cut import account, lineage, plan_cut
 from inheritune.surgery.initial import start, tensor_records
 from inheritune.surgery.layers import Indices, kept, spelled
@@ -110,10 +110,11 @@ def _inherit_parts(
     with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
         whole = inherit(reference, indices, Path(scratch) / "whole")
         model, taken = start(Path(scratch) / "whole", reference, parts, descent["seed"])
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(reference.torch_dtype)
+    read_back = hollow(model.config, reference.torch_dtype, trust_remote_code=reference.trust_remote_code).state_dict()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        tensor.data = tensor.data.to(read_back[name].dtype)  # some families keep a few in float32
     model.config.dtype = reference.torch_dtype
-    tensors = tensor_records(model, taken)
+    tensors = tensor_records(model, taken, whole)
     record = account(indices, reference, tensors, tuple(whole["ignored"]), whole["parameters_after"])
     record = {"lineage": descent, "init": descent["init"], **extra, **record, "proof": None}
     saved = save(model, None, out, descent, reference=reference, inheritance=record)

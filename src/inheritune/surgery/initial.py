@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,6 +20,8 @@ from inheritune.reference import LINEAGE_KEY, Reference, block_list, final_norm,
 from inheritune.surgery.bits import sha256, ties
 from inheritune.surgery.cut import Status, TensorRecord
 from inheritune.surgery.proof import load_saved
+
+Record = dict[str, Any]
 
 _ATTENTION = re.compile(
     "attn|attention|mixer|mamba|ssm|rwkv|recurrent|temporal|linear_att|short_?conv|^conv$", re.IGNORECASE
@@ -78,12 +81,23 @@ def start(
     return model.eval(), frozenset(taken)
 
 
-def tensor_records(model: PreTrainedModel, taken: frozenset[str]) -> list[TensorRecord]:
-    """A record for each tensor of what `start` made, as it is now."""
+def tensor_records(model: PreTrainedModel, taken: frozenset[str], whole: Record | None = None) -> list[TensorRecord]:
+    """A record for each tensor of what `start` made, as it is now.
+
+    Args:
+        model: what `start` returned first.
+        taken: what it returned second.
+        whole: the record of the saved cut, which knows the names in the reference's files (of several that are fused,
+            the first is given); without it a source is a name in the cut.
+    """
+    sources: dict[str, str] = {}
+    for entry in whole["tensors"] if whole is not None else ():
+        for place in entry["module"]:
+            sources.setdefault(place, sources[entry["source"]] if entry["status"] == "tied" else entry["source"])
     tied, records = ties(model), []
     for name, tensor in model.state_dict().items():
         status: Status = "tied" if name in tied else "inherited" if name in taken else "fresh"
-        source = tied.get(name, name if name in taken else None)
+        source = tied.get(name, sources.get(name, name) if name in taken else None)
         dtype = str(tensor.dtype).removeprefix("torch.")
         records.append(TensorRecord(name, status, source, (name,), tuple(tensor.shape), dtype, sha256(tensor)))
     return records

@@ -114,7 +114,7 @@ def load_saved(directory: Path, reference: Reference) -> PreTrainedModel:
         Failed: it does not load, or lacks a tensor.
     """
     try:
-        with quiet():
+        with quiet(), torch.random.fork_rng(devices=[]):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 directory,
                 dtype=reference.torch_dtype,
