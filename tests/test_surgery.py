@@ -35,6 +35,9 @@ from tiny import TOKENS, content, file_sums, hidden, loaded, one_line, watched
 Kept = tuple[int, ...]
 Matrix = dict[str, dict[str, str]]
 
+# transformers 5.17 scripts parts of GPT BigCode
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+
 EVERY_CHOICE = os.environ.get("INHERITUNE_ALL_FAMILIES") == "1"
 CELLS = [
     pytest.param(family, choice, id=f"{family.name}-{choice}")
@@ -104,7 +107,7 @@ def matrix(request: pytest.FixtureRequest) -> Iterator[Matrix]:
         for name, row in found.items():
             reporter.write_line(f"{name:{width}}" + "".join(f"{row.get(one, ''):9}" for one in CHOICES).rstrip())
         counts = ", ".join(f"{count} {word}" for word, count in words.most_common())
-        reporter.write_line(f"{len(found)} models: {counts}")
+        reporter.write_line(f"{len(found)} models: {counts} (* transformers cannot generate with a cache)")
 
 
 @pytest.mark.parametrize(("family", "choice"), CELLS)
@@ -132,7 +135,7 @@ def test_layers_are_inherited_or_refused(
         if kept == tuple(range(len(kept))):
             check_prefix(reference, target, len(kept))
         check_generation(reference, target, record)
-    matrix[family.name][choice] = "proven"
+    matrix[family.name][choice] = "proven" if record["proof"]["generation"] == "works" else "proven*"
 
 
 def check_tensors(reference: Original, target: PreTrainedModel, kept: Kept) -> None:
@@ -197,18 +200,23 @@ def check_prefix(reference: Original, target: PreTrainedModel, count: int) -> No
 
 
 def check_generation(reference: Original, target: PreTrainedModel, record: dict[str, Any]) -> None:
-    """Greedy tokens with a cache are those of a pass without."""
-    said, generator = record["proof"]["generation"], target
-    if said != "works":  # transformers 5.24 wants a layer with attention for it
-        assert "LinearAttention layers" in said or not reference.family.listed
-        return
+    """Greedy tokens with a cache are those of a pass without, as in the reference."""
+    said, listed = record["proof"]["generation"], reference.family.listed
+    if said == "works":
+        assert cached_as_uncached(target) or not (listed or cached_as_uncached(reference.model))
+    else:  # transformers 5.24 wants a layer with attention for it
+        assert "LinearAttention layers" in said or not listed
+
+
+def cached_as_uncached(model: PreTrainedModel) -> bool:
+    """Whether each token that is generated with a cache is the likeliest in a pass without."""
+    start, generator = TOKENS[:1, :12], model
     assert generator.generation_config is not None
     generator.generation_config.eos_token_id = None
-    start = TOKENS[:1, :12]
     settings: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False, "use_cache": True, "pad_token_id": 0}
     tokens = generator.generate(start, attention_mask=torch.ones_like(start), **settings)  # type: ignore[operator]
     assert tokens.shape == (1, 20)
-    assert torch.equal(tokens[:, 12:], target(tokens, use_cache=False).logits.argmax(-1)[:, 11:-1])
+    return torch.equal(tokens[:, 12:], model(tokens, use_cache=False).logits.argmax(-1)[:, 11:-1])
 
 
 def block_list(model: PreTrainedModel) -> str:
