@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import transformers
+
 from family_table import LAYERS, Family
 
 # Init, the layers that a user names, the layers that the target then has.
@@ -22,6 +24,8 @@ NO_PREFIX = CUT - {"first 3"}
 LAST_CUT = CUT - {"0, 2, 5"}
 FIRST_CUT = frozenset({"1, 4"})
 
+OLD = transformers.__version__.startswith("5.17")
+
 SHARED_KEYS = "block [45] uses the keys and values that block [23] computes, and [23] is cut"
 OUTSIDE = r"embed_tokens_per_layer\.weight has shape .* cannot be inherited as it is"
 DEPENDENT = "would get other arguments .* keep the layers it depends on"
@@ -34,7 +38,7 @@ REFUSED: list[tuple[str, frozenset[str], str]] = [
     ("diffllama", NO_PREFIX, "lambda_init of self_attn of block"),
     ("beam", NO_PREFIX, "attn_residual_add_idx of block"),
     ("minicpm3", CUT, "residual_scale of block"),
-    ("minimax", CUT, "num_hidden_layers of self_attn of block 0 is 6"),
+    ("minimax", CUT, "num_hidden_layers of self_attn of block . is 6"),
     # The first or the last layer is of another kind, whatever the config says.
     ("gpt_neox_japanese", LAST_CUT, "attention of block . has tensors .*dense_bias"),
     ("modernbert-decoder", FIRST_CUT | STACK, "attn_norm of block . is a"),
@@ -45,7 +49,8 @@ REFUSED: list[tuple[str, frozenset[str], str]] = [
     ("gemma4_text experts", LAST_CUT, "is not homogeneous across layers"),
     ("gemma4_unified_text", LAST_CUT, "(is_sliding|sliding_window) of self_attn of block"),
     # A config says how many layers come first, or a period.
-    ("deepseek_v[23]|axk1|dots1|glm4_moe|sarvam_m(la|oe)", STACK, r"block 1 has no mlp\.act_fn"),
+    ("deepseek_v[23]|dots1|glm4_moe|sarvam_m(la|oe)", STACK, r"block 1 has no mlp\.act_fn"),
+    ("axk1", STACK if OLD else frozenset(), r"block 1 has no mlp\.act_fn"),
     ("jamba", frozenset({"0, 2, 5", "1, 4"}), r"block . has (no )?feed_forward\.act_fn"),
     ("recurrent_gemma", frozenset({"0, 2, 5", "stack"}), r"block . has (no )?temporal_block\.act_fn"),
     ("qwen4_exp_text", NO_PREFIX, "block . has (no )?ple"),

@@ -43,7 +43,8 @@ class Block(nn.Module):
         self.scale, self.norm, self.mix = scale, nn.LayerNorm(width), nn.Linear(width, width)
 
     def forward(self, hidden_states):
-        return hidden_states + self.scale * self.mix(self.norm(hidden_states).cumsum(1))
+        hidden_states += self.scale * self.mix(self.norm(hidden_states).cumsum(1))  # in place, as some do
+        return hidden_states
 
 
 class OwnForCausalLM(PreTrainedModel, GenerationMixin):
@@ -97,13 +98,13 @@ def test_code_of_the_reference_is_not_run_unasked(own: Path, tmp_path: Path) -> 
 
 def test_code_of_the_reference_is_run_on_the_users_word_and_taken_along(own: Path, tmp_path: Path) -> None:
     reference = find(str(own), trust_remote_code=True)
-    record = inherit(reference, (1, 3), tmp_path / "out", token_ids=TOKENS)
-    assert [block["equal"] for block in record["proof"]["blocks"]] == [True, True]
+    record = inherit(reference, (1, 3, 1), tmp_path / "out", token_ids=TOKENS)
+    assert [block["equal"] for block in record["proof"]["blocks"]] == [True, True, True]
     for name, code in CODE.items():
         assert (tmp_path / "out" / name).read_text() == code
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
     assert type(model).__name__ == "OwnForCausalLM"
-    assert (model.config.scales, model.config.num_hidden_layers) == ([0.25, 2.0], 2)
+    assert (model.config.scales, model.config.num_hidden_layers) == ([0.25, 2.0, 0.25], 3)
     shutil.rmtree(own)
     moved = (tmp_path / "out").rename(tmp_path / "elsewhere")
     again = AutoModelForCausalLM.from_pretrained(moved, trust_remote_code=True)

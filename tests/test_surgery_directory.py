@@ -223,6 +223,9 @@ def test_the_card_has_front_matter_and_the_recipe(llama_directory: Path) -> None
     assert "- Reference: org/large at revision abc\n" in text
     assert f"4 layers and {sum(parameter.numel() for parameter in model.parameters()):,} parameters (llama)" in text
     assert yaml.safe_load(text.split("```yaml\n")[1].split("```")[0]) == descent["recipe"]
+    local = model_card(model, "small", descent | {"reference": "/some/where", "revision": None, "license": None})
+    assert set(yaml.safe_load(local.split("---\n")[1])) == {"library_name", "pipeline_tag", "tags"}
+    assert "- Reference: /some/where\n" in local
 
 
 # ---- refused
