@@ -30,13 +30,13 @@ def kernel(source: int, target: int, size: int) -> None:
         done += os.copy_file_range(source, target, size - done, done, done)
 
 
-def buffered(size_of_buffer: int, *, room_first: bool) -> Callable[[int, int, int], None]:
-    """Read into a small buffer and write from it, with the file's room taken first or not."""
+def buffered(size_of_buffer: int, *, room_first: bool, odd: int = 0) -> Callable[[int, int, int], None]:
+    """Read into a small buffer and write from it; the file's room taken first or not; so far off a page's beginning."""
 
     def copy(source: int, target: int, size: int) -> None:
         if room_first:
             os.posix_fallocate(target, 0, size)
-        buffer, done = memoryview(bytearray(size_of_buffer)), 0
+        buffer, done = memoryview(mmap.mmap(-1, size_of_buffer + mmap.PAGESIZE))[odd : odd + size_of_buffer], 0
         while done < size:
             read = os.preadv(source, [buffer[: min(len(buffer), size - done)]], done)
             os.pwrite(target, buffer[:read], done)
@@ -51,6 +51,7 @@ WAYS = {
     "buffer of 256 KiB": buffered(1 << 18, room_first=False),
     "buffer of 1 MiB": buffered(1 << 20, room_first=False),
     "buffer of 1 MiB, room first": buffered(1 << 20, room_first=True),
+    "the same, 16 bytes off a page": buffered(1 << 20, room_first=True, odd=16),
     "buffer of 8 MiB, room first": buffered(1 << 23, room_first=True),
 }
 

@@ -66,6 +66,7 @@ with Sampler() as cutting:
             written.append(time.perf_counter() - started)
     found = references.find(source)
     cut = surgery.plan_cut(found, tuple(range(count)))
+    planned = time.perf_counter() - started
     save_cut(cut, found, out, surgery.lineage(found, cut.indices), lambda directory: {}, progress=watch)
     total_seconds = time.perf_counter() - started
 with Sampler() as proving:
@@ -73,8 +74,8 @@ with Sampler() as proving:
     surgery.prove(found, out, cut.indices, proof_tokens(found)[0])
     proof_seconds = time.perf_counter() - started
 print(json.dumps({
-    "seconds": written[0], "total_seconds": total_seconds, "anonymous_bytes": cutting.bytes,
-    "proof_seconds": proof_seconds, "proof_anonymous_bytes": proving.bytes,
+    "seconds": written[0], "planning_seconds": planned, "total_seconds": total_seconds,
+    "anonymous_bytes": cutting.bytes, "proof_seconds": proof_seconds, "proof_anonymous_bytes": proving.bytes,
 }))
 """
 
@@ -113,7 +114,7 @@ def main() -> None:
             rivals["mergekit"] = (given.mergekit, THEIRS)
         runs: dict[str, list[dict[str, Any]]] = {name: [] for name in rivals}
         for turn in range(given.rounds + 1):  # the first turn warms the page cache and is not counted
-            for name, (python, program) in rivals.items():
+            for name, (python, program) in sorted(rivals.items(), reverse=bool(turn % 2)):
                 record = measure(python, program, reference, Path(scratch) / "target", layers // 2)
                 print(f"turn {turn} {name}: {record}", file=sys.stderr, flush=True)
                 if turn:
@@ -149,6 +150,7 @@ def make_reference(directory: Path, gigabytes: float) -> int:
 def measure(python: str, program: str, reference: Path, out: Path, layers: int) -> dict[str, Any]:
     """Run a program in its own process; what it printed, the process's seconds, and what it wrote."""
     shutil.rmtree(out, ignore_errors=True)
+    os.sync()  # what the one before left to be written would slow this one down
     started = time.perf_counter()
     done = subprocess.run(
         [python, "-c", SAMPLER + program, str(reference), str(out), str(layers)],

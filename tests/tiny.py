@@ -78,13 +78,13 @@ def loaded(directory: Path) -> PreTrainedModel:
 
 
 @contextmanager
-def watched(blocks: Any) -> Iterator[tuple[list[Any], list[torch.Tensor]]]:
-    """What blocks are called with and what hidden state they give, as copies."""
-    given: list[Any] = []
+def watched(blocks: Any, given: list[Any] | None = None) -> Iterator[list[torch.Tensor]]:
+    """The hidden state that each block gives; if a list is given, it gets what each is called with. All are copies."""
     outputs: list[torch.Tensor] = []
 
     def before(_block: nn.Module, arguments: Any, keywords: Any) -> None:
-        given.append(copy.deepcopy((arguments, keywords)))
+        if given is not None:
+            given.append(copy.deepcopy((arguments, keywords)))
 
     def after(_block: nn.Module, _arguments: Any, output: Any) -> None:
         outputs.append(hidden(output).clone())
@@ -93,7 +93,7 @@ def watched(blocks: Any) -> Iterator[tuple[list[Any], list[torch.Tensor]]]:
         for block in blocks:
             hooks.callback(block.register_forward_pre_hook(before, with_kwargs=True).remove)
             hooks.callback(block.register_forward_hook(after).remove)
-        yield given, outputs
+        yield outputs
 
 
 def hidden(output: Any) -> torch.Tensor:
