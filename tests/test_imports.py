@@ -37,7 +37,7 @@ ALLOWED = {
     "scratch": "errors config reference",
     "parallel": "errors config distributed reference",
     "checkpoint": "errors run_directory distributed",
-    "validation": "errors loss tokens parallel",
+    "validation": "errors reference loss tokens parallel",
     "layerwise": "errors config comparison result reference tokens loss parallel validation",
     "evaluation": "errors config run_directory published comparison reference",
     "training": "errors config run_directory distributed loss schedule reference planning tokens parallel checkpoint"

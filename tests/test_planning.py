@@ -9,7 +9,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
-from inheritune.planning import matrix_parameters, parameters, training_flops_per_token
+from inheritune.planning import matrix_parameters, training_flops_per_token
+from inheritune.reference import parameters
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

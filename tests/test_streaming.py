@@ -19,7 +19,9 @@ from transformers.utils import logging
 
 from families import FAMILIES, Family, seeded
 from inheritune.errors import Failed
-from inheritune.reference import Naming, align, block_list, find, hollow, quiet, streamed, weightless
+from inheritune.reference import Naming, align, block_list, cast_as_loaded, find, quiet, streamed, weightless
+from inheritune.reference.internals import hollow
+from inheritune.surgery import save
 from tiny import TOKENS, content, family, loaded, one_line, saved
 
 LISTED = [one for one in FAMILIES if one.listed]
@@ -275,3 +277,17 @@ def test_align_moves_what_lies_oddly_and_that_alone() -> None:
         assert tensor.data_ptr() % 64 == 0
         assert torch.equal(tensor, values)
     assert module.empty.device.type == "meta"
+
+
+def test_a_trained_model_is_cast_to_what_it_is_loaded_in(tmp_path: Path) -> None:
+    """DeepSeek-V3's routers stay in float32 whatever the dtype; so do rotary frequencies, which are never saved."""
+    model = seeded(family("deepseek_v3"))
+    cast_as_loaded(model, torch.bfloat16)
+    dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+    assert (
+        {name for name, dtype in dtypes.items() if dtype == torch.float32}
+        == {name for name in dtypes if ".mlp.gate." in name}
+        != set()
+    )
+    assert all(buffer.dtype != torch.bfloat16 for buffer in model.buffers())
+    assert save(model, None, tmp_path / "out", {"initialisation": "random"})["equal"]

@@ -9,7 +9,8 @@ import torch
 
 from families import seeded
 from inheritune.errors import Failed
-from inheritune.surgery.bits import parameters, same_bits, sha256, sha256_of_all, ties
+from inheritune.reference import parameters
+from inheritune.surgery.bits import same_bits, sha256, sha256_of_all, ties
 from inheritune.surgery.proof import difference
 from tiny import content, family
 

@@ -15,10 +15,10 @@ from transformers import PreTrainedModel
 
 from inheritune.comparison import resampled_means
 from inheritune.errors import Failed, Refused
-from inheritune.reference import block_list
+from inheritune.reference import block_list, eval_mode
 from inheritune.result import bits_per_byte
 from inheritune.tokens import Tokens, TokenSet
-from inheritune.validation import Batch, SetLosses, TokenScores, eval_mode, logits_of, set_batches
+from inheritune.validation import Batch, SetLosses, TokenScores, logits_of, set_batches
 
 Record = dict[str, Any]
 

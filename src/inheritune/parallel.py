@@ -57,13 +57,6 @@ def place(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     return model
 
 
-def cast_parameters(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Cast the parameters, and them alone: rotary frequencies are buffers that transformers keeps in float32."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
-    return model
-
-
 def compile_blocks(
     model: PreTrainedModel, setting: str, device: torch.device, *, flops: float, report: Callable[[str], None]
 ) -> bool:

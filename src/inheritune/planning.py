@@ -6,11 +6,6 @@ from torch import nn
 from transformers import PreTrainedModel
 
 
-def parameters(model: PreTrainedModel) -> int:
-    """All parameters, a tied one once."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def matrix_parameters(model: PreTrainedModel) -> int:
     """Parameters that every token is multiplied by: the matrices of the blocks, and the head, even where it is tied.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from transformers import PreTrainedModel
 
 from inheritune.loss import IGNORED, token_losses
 from inheritune.parallel import autocast
+from inheritune.reference import eval_mode
 from inheritune.tokens import TokenSet, whole_set
 
 Documents = npt.NDArray[np.float64]
@@ -138,15 +138,3 @@ def logits_of(model: PreTrainedModel, ids: torch.Tensor, dtype: torch.dtype) -> 
         logits = model(input_ids=ids, use_cache=False, **unasked).logits
     assert isinstance(logits, torch.Tensor)
     return logits
-
-
-@contextlib.contextmanager
-def eval_mode(model: PreTrainedModel) -> Iterator[None]:
-    """Put a model in eval mode, and back as it was, module by module."""
-    before = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training

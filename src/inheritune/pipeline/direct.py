@@ -16,8 +16,7 @@ from inheritune.distributed import world
 from inheritune.errors import Failed, Refused
 from inheritune.parallel import compute_dtype, place
 from inheritune.pipeline.checks import check_can_be_made, check_cut, check_tokenizer, no_empty_parents
-from inheritune.planning import parameters
-from inheritune.reference import Reference
+from inheritune.reference import Reference, parameters
 from inheritune.report import scan_svg, scan_table
 from inheritune.rules import WHOLE_INITS, canonical_init, init_parts
 from inheritune.run_directory import write_atomic, write_json

@@ -22,11 +22,10 @@ from inheritune.config import DataConfig, Recipe
 from inheritune.console import Console
 from inheritune.distributed import World, world
 from inheritune.errors import Failed, InherituneError, Interrupted, Refused
-from inheritune.parallel import cast_parameters, compute_dtype, place, uncompile_blocks
+from inheritune.parallel import compute_dtype, place, uncompile_blocks
 from inheritune.pipeline import checks
 from inheritune.pipeline.direct import influence_record
-from inheritune.planning import parameters
-from inheritune.reference import Reference
+from inheritune.reference import Reference, cast_as_loaded, parameters
 from inheritune.report import render_table, usage, write_report
 from inheritune.result import OwnTraining, assemble
 from inheritune.rules import canonical_init, init_parts
@@ -311,6 +310,7 @@ class _Stages:
                         out,
                         init=init,
                         token_ids=ids,
+                        tokens_from=prepared.main_set,
                         report=lambda line: self.console.line(f"  {line}"),
                         progress=self.console.work("cutting and proving"),
                     )
@@ -401,7 +401,8 @@ class _Stages:
             uncompile_blocks(model)
             if trainer.best_weights is not None:
                 checkpoint.load_weights(trainer.best_weights, model)
-            self._export(name, cast_parameters(model.cpu(), dtype), directory / "model")
+            cast_as_loaded(model.cpu(), dtype, trust_remote_code=self.recipe.trust_remote_code)
+            self._export(name, model, directory / "model")
         self._measure(name, self._loaded(directory / "model"), prepared)
 
     def _directory_of(self, name: str) -> Path:

@@ -20,9 +20,9 @@ from inheritune.reference.finding import (
     find,
     load,
 )
-from inheritune.reference.internals import Naming, align, hollow, may_be_missing, quiet, weightless
+from inheritune.reference.internals import Naming, align, cast_as_loaded, quiet, weightless
 from inheritune.reference.streaming import streamed
-from inheritune.reference.structure import block_list, final_norm, fresh
+from inheritune.reference.structure import block_list, eval_mode, final_norm, fresh, parameters
 from inheritune.reference.weights import DTYPES, StoredTensor, WeightReader, one_line
 
 __all__ = [
@@ -35,16 +35,17 @@ __all__ = [
     "WeightReader",
     "align",
     "block_list",
+    "cast_as_loaded",
     "check_sequence_length",
     "check_vocabulary",
     "describe",
+    "eval_mode",
     "final_norm",
     "find",
     "fresh",
-    "hollow",
     "load",
-    "may_be_missing",
     "one_line",
+    "parameters",
     "quiet",
     "streamed",
     "weightless",

@@ -30,7 +30,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from inheritune.errors import Failed, Refused
 from inheritune.reference.fitting import check_fit
 from inheritune.reference.internals import quiet, weightless
-from inheritune.reference.structure import block_list, count_parameters
+from inheritune.reference.structure import block_list, inner_parameters, parameters
 from inheritune.reference.weights import (
     StoredTensor,
     fingerprint,
@@ -140,7 +140,6 @@ def find(reference: str, revision: str | None = None, trust_remote_code: bool = 
     skeleton = _skeleton(reference, config, trust_remote_code)
     tokenizer = _tokenizer(reference, path, trust_remote_code)
     head, embedding = skeleton.get_output_embeddings(), skeleton.get_input_embeddings()
-    total, inner = count_parameters(skeleton)
     licence = _licence(reference, path)
     seen = path / "seen.txt"
     found = Reference(
@@ -152,8 +151,8 @@ def find(reference: str, revision: str | None = None, trust_remote_code: bool = 
         tokenizer=tokenizer,
         skeleton=skeleton,
         layers=len(block_list(skeleton)[1]),
-        parameters=total,
-        parameters_without_embeddings=inner,
+        parameters=parameters(skeleton),
+        parameters_without_embeddings=inner_parameters(skeleton),
         embedding_rows=next(embedding.parameters()).shape[0],
         tied=head is not None and head.weight is embedding.weight,
         dtype=str(config.dtype or stored_dtype(stored_tensors(files[:1]).values())).removeprefix("torch."),

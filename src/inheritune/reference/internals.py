@@ -73,6 +73,18 @@ def hollow(config: PretrainedConfig, dtype: torch.dtype, *, trust_remote_code: b
     return model
 
 
+def cast_as_loaded(model: PreTrainedModel, dtype: torch.dtype, *, trust_remote_code: bool = False) -> None:
+    """Cast a model's tensors, in place, to the dtypes that they would be loaded in.
+
+    That is `dtype`, but for the few that a family keeps in float32 (DeepSeek-V3's routers, say). What is never saved
+    stays as it is: rotary frequencies are buffers that transformers keeps in float32.
+    """
+    loaded = hollow(model.config, dtype, trust_remote_code=trust_remote_code).state_dict()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        tensor.data = tensor.data.to(loaded[name].dtype)
+    model.config.dtype = dtype
+
+
 class Naming:
     """Which tensors of a module those of a file become."""
 
@@ -146,8 +158,3 @@ def tie(model: PreTrainedModel, missing: set[str]) -> None:
     """
     with quiet():
         model.tie_weights(missing_keys=set(missing), recompute_mapping=True)
-
-
-def may_be_missing(model: PreTrainedModel) -> Names:
-    """Patterns of the names of tensors that files may lack, since the family makes them itself."""
-    return tuple(model._keys_to_ignore_on_load_missing or ())

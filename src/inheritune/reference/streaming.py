@@ -30,7 +30,17 @@ def streamed(reference: Reference) -> Iterator[PreTrainedModel]:
         Failed: a tensor of the files has another shape than the config says.
     """
     model = hollow(reference.config, reference.torch_dtype, trust_remote_code=reference.trust_remote_code)
-    outer, by_block = _sorted_by_block(reference, model)
+    naming, (prefix, blocks) = Naming(model), block_list(model)
+    outer: list[StoredTensor] = []
+    by_block: dict[int, list[StoredTensor]] = {index: [] for index in range(len(blocks))}
+    held: set[str] = set()
+    for stored in reference.stored.values():
+        places = naming.places(stored.name)
+        held.update(places)
+        for place in places[:1]:
+            inside = place.startswith(f"{prefix}.")
+            group = by_block[int(place.removeprefix(f"{prefix}.").partition(".")[0])] if inside else outer
+            group.append(stored)
     reader = WeightReader()
 
     def read(stored: list[StoredTensor]) -> None:
@@ -40,11 +50,8 @@ def streamed(reference: Reference) -> Iterator[PreTrainedModel]:
             raise Failed(f"{reference.source}: its weights do not fit its config: {one_line(error)}") from error
 
     read(outer)
-    naming = Naming(model)
-    held = {place for one in reference.stored for place in naming.places(one)}
     tie(model, naming.held.keys() - held)
     align(model)
-    _, blocks = block_list(model)
     present: list[tuple[nn.Module, dict[str, Any], dict[str, Any]]] = []
 
     def let_go() -> None:
@@ -67,19 +74,3 @@ def streamed(reference: Reference) -> Iterator[PreTrainedModel]:
             stack.callback(block.register_forward_pre_hook(hook(index)).remove)
         stack.callback(let_go)
         yield model
-
-
-def _sorted_by_block(
-    reference: Reference, model: PreTrainedModel
-) -> tuple[list[StoredTensor], dict[int, list[StoredTensor]]]:
-    """The files' tensors that the model has a place for: those outside the blocks, and those of each block."""
-    name, blocks = block_list(model)
-    naming = Naming(model)
-    outer: list[StoredTensor] = []
-    by_block: dict[int, list[StoredTensor]] = {index: [] for index in range(len(blocks))}
-    for stored in reference.stored.values():
-        for place in naming.places(stored.name)[:1]:
-            inside = place.startswith(f"{name}.")
-            group = by_block[int(place.removeprefix(f"{name}.").partition(".")[0])] if inside else outer
-            group.append(stored)
-    return outer, by_block

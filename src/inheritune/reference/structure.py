@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -71,9 +73,26 @@ def fresh(config: PretrainedConfig, seed: int, *, trust_remote_code: bool = Fals
     return model
 
 
-def count_parameters(model: PreTrainedModel) -> tuple[int, int]:
-    """Parameters in all, and without embeddings and head; a tied one counts once."""
+def parameters(model: nn.Module) -> int:
+    """All parameters, a tied one once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def inner_parameters(model: PreTrainedModel) -> int:
+    """Parameters without embeddings (token, position) and head."""
     head = model.get_output_embeddings()
     outer = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding) or module is head}
-    sizes = {id(parameter): parameter.numel() for parameter in model.parameters()}
-    return sum(sizes.values()), sum(size for key, size in sizes.items() if key not in outer)
+    return sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in outer)
+
+
+@contextlib.contextmanager
+def eval_mode(*models: PreTrainedModel) -> Iterator[None]:
+    """Put models in eval mode, and back as they were, module by module."""
+    before = [(module, module.training) for model in models for module in model.modules()]
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training

@@ -39,11 +39,6 @@ def ties(model: nn.Module, among: Container[str] | None = None) -> dict[str, str
     return tied
 
 
-def parameters(model: nn.Module) -> int:
-    """All parameters, a tied one once."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def raw(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor's bytes, row by row: (bytes,), uint8; the same memory if it is contiguous."""
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8)

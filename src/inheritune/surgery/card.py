@@ -7,8 +7,7 @@ from typing import Any
 import yaml
 from transformers import PreTrainedModel
 
-from inheritune.reference import block_list
-from inheritune.surgery.bits import parameters
+from inheritune.reference import block_list, parameters
 
 Record = dict[str, Any]
 

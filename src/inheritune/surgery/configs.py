@@ -27,6 +27,8 @@ from inheritune.surgery.layers import Indices
 _ABOUT_LAYERS = re.compile("layer|block|_idx|_ids$|dense|period|interval|step|offset|pattern|every|freq|window|shared")
 _FROM_THE_END = re.compile("shared|last")
 _OF_AN_INDEX = re.compile("idx|index|layer|block|number")
+_BEYOND = re.compile("nextn|mtp")
+"""Layers that predict further tokens stand beside the decoder's: their number has nothing to do with a cut."""
 _SHARES = re.compile("kv_shared|shared_kv|share_kv|kv_sharing_reuse")
 _Kind = dict[str, tuple[str, dict[str, Any], dict[str, Any]]]
 """Of a block: for each of its modules the class, the plain settings, and the tensors' shapes."""
@@ -126,6 +128,8 @@ def _readings(config: PretrainedConfig, indices: Indices) -> dict[str, list[Any]
     for name, value in vars(text).items():
         if name.startswith("_") or name in counts or name in ("architectures", LINEAGE_KEY):
             continue
+        if _BEYOND.search(name):
+            continue
         readings: list[Any] = []
         if isinstance(value, list | tuple) and not name.endswith(("token_id", "token_ids")):
             readings = [type(value)(reading) for reading in _list_readings(name, list(value), indices, total)]
@@ -133,7 +137,6 @@ def _readings(config: PretrainedConfig, indices: Indices) -> dict[str, list[Any]
             readings = ["".join(value[index] for index in indices)]
         elif isinstance(value, int) and not isinstance(value, bool) and _ABOUT_LAYERS.search(name):
             readings = _number_readings(name, value, indices, total)
-        readings = [reading for reading in readings if reading is not None]
         if readings:
             found[name] = [*readings, *([value] if value not in readings else [])]
     return found
@@ -247,11 +250,8 @@ def _difference(reference: list[_Kind], target: list[_Kind], indices: Indices) -
             for name in sorted(settings.keys() | other_settings.keys()):
                 one, two = settings.get(name), other_settings.get(name)
                 # whether a block stores what later ones use makes no difference to what it computes
-                if (
-                    one != two
-                    and not name.startswith("store_")
-                    and not _same_index(name, one, two, index, position, indices)
-                ):
+                same = one == two or name.startswith("store_")
+                if not same and not _same_index(name, one, two, index, position, indices):
                     return f"{name} of {where} is {one!r}, the target's {two!r}"
     return None
 
@@ -259,9 +259,8 @@ def _difference(reference: list[_Kind], target: list[_Kind], indices: Indices) -
 def _same_index(name: str, one: Any, two: Any, index: int, position: int, indices: Indices) -> bool:
     """Whether two settings differ only as the index of a block does: its own, or that of one it takes from."""
     if isinstance(one, list | tuple) and isinstance(two, list | tuple) and len(two) == len(indices) <= len(one):
-        return max(indices) < len(one) and bool(
-            list(two) == [one[kept] for kept in indices]
-        )  # a list with an entry a layer
+        # a list with an entry a layer
+        return max(indices) < len(one) and bool(list(two) == [one[kept] for kept in indices])
     if not (_is_index(name, one) and _is_index(name, two)):
         return False
     return bool((one == index and two == position) or (0 <= two < len(indices) and indices[two] == one))

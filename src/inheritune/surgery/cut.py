@@ -6,7 +6,6 @@ blocks renumbered: whatever loads the reference loads the target in the same way
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,8 +13,8 @@ from typing import Any, Literal
 from transformers import PretrainedConfig, PreTrainedModel
 
 from inheritune.errors import Refused
-from inheritune.reference import LINEAGE_KEY, Naming, Reference, StoredTensor, block_list, may_be_missing
-from inheritune.surgery.bits import parameters, ties
+from inheritune.reference import LINEAGE_KEY, Naming, Reference, StoredTensor, block_list, parameters
+from inheritune.surgery.bits import ties
 from inheritune.surgery.configs import fitting_config
 from inheritune.surgery.layers import Indices
 
@@ -164,7 +163,10 @@ class _Renaming:
         return found
 
     def check_shape(self, stored: StoredTensor, module: Names) -> None:
-        """A tensor that is taken as it is must fit: some families have one outside the blocks with a slice a layer."""
+        """A tensor must have a place, and fit if it is taken as it is: some families have a slice a layer in one."""
+        lost = [place for place in module if place not in self._target.held]
+        if lost:
+            raise Refused(f"{self._source}: the target has no {lost[0]}, which {stored.name} becomes; it cannot be cut")
         shape = tuple(self._target.held[module[0]].shape)
         if len(module) == 1 and not self.reference.converted(stored.name) and shape != stored.shape:
             raise Refused(
@@ -211,16 +213,11 @@ def _tied(target: PreTrainedModel, filled: set[str]) -> dict[str, str]:
 
 def _check_whole(reference: Reference, target: PreTrainedModel, accounted: set[str]) -> None:
     """Nothing is made up: what the target has comes from the reference's files, or is tied to something that does."""
-    patterns = may_be_missing(target)
-    missing = [
-        name
-        for name in target.state_dict()
-        if name not in accounted and not any(re.search(pattern, name) for pattern in patterns)
-    ]
+    missing = [name for name in target.state_dict() if name not in accounted]
     if missing:
         raise Refused(
-            f"{reference.source}: its weights do not fit its config: {missing[0]} is missing ({len(missing)} such "
-            "tensors); give a complete model"
+            f"{reference.source}: nothing in its files becomes the target's {missing[0]} ({len(missing)} such "
+            "tensors), so it cannot be cut"
         )
 
 

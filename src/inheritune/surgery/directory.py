@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from inheritune.errors import Refused
-from inheritune.reference import Reference, hollow
+from inheritune.reference import Reference, cast_as_loaded
 from inheritune.surgery.cut import account, lineage, plan_cut
 from inheritune.surgery.initial import start, tensor_records
 from inheritune.surgery.layers import Indices, kept, spelled
@@ -43,6 +43,7 @@ def inherit(
     seed: int = 0,
     extra: Record | None = None,
     token_ids: torch.Tensor | None = None,
+    tokens_from: str = "the given text",
     report: Report | None = None,
     progress: Progress | None = None,
 ) -> Record:
@@ -57,6 +58,7 @@ def inherit(
         seed: of what is drawn.
         extra: further entries of `inheritance.json`.
         token_ids: (sequences, tokens), int64: what the proof runs on; None: a paragraph of English.
+        tokens_from: what these tokens are, in words.
         report: gets a line for each step done.
         progress: told bytes written, then blocks proven, and how many there are in all.
 
@@ -75,7 +77,7 @@ def inherit(
     kept_layers = kept(indices, init)
     started = time.monotonic()
     cut = plan_cut(reference, kept_layers)
-    ids, origin = proof_tokens(reference) if token_ids is None else (token_ids, "the given text")
+    ids, origin = proof_tokens(reference) if token_ids is None else (token_ids, tokens_from)
     took = [started]
 
     def proof(directory: Path) -> Record:
@@ -110,10 +112,7 @@ def _inherit_parts(
     with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
         whole = inherit(reference, indices, Path(scratch) / "whole")
         model, taken = start(Path(scratch) / "whole", reference, parts, descent["seed"])
-    read_back = hollow(model.config, reference.torch_dtype, trust_remote_code=reference.trust_remote_code).state_dict()
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        tensor.data = tensor.data.to(read_back[name].dtype)  # some families keep a few in float32
-    model.config.dtype = reference.torch_dtype
+    cast_as_loaded(model, reference.torch_dtype, trust_remote_code=reference.trust_remote_code)
     tensors = tensor_records(model, taken, whole)
     record = account(indices, reference, tensors, tuple(whole["ignored"]), whole["parameters_after"])
     record = {"lineage": descent, "init": descent["init"], **extra, **record, "proof": None}

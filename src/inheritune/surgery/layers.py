@@ -65,9 +65,7 @@ def spelled(indices: Indices) -> str:
 
 
 def kept(indices: Indices, init: str) -> Indices:
-    """The layers that an init takes: those chosen; for `stack` the first half of them, rounded up, repeated.
-
-    Repeated and cut to as many as were chosen.
+    """The layers that an init takes: those chosen; for `stack` the first half of them (rounded up), repeated and cut.
 
     Source: Gong et al. 2019, progressive stacking; the control of that name in the Inheritune paper.
     """

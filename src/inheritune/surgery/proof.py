@@ -147,19 +147,6 @@ def difference(what: str, expected: torch.Tensor, got: torch.Tensor) -> Record:
     return {"equal": True, "max_abs_difference": largest}
 
 
-@contextlib.contextmanager
-def eval_mode(*models: PreTrainedModel) -> Iterator[None]:
-    """Put models in eval mode, and back as they were, module by module."""
-    before = [(module, module.training) for model in models for module in model.modules()]
-    for model in models:
-        model.eval()
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training
-
-
 @dataclass
 class _Pass:
     """What a model's blocks were given beside the hidden state, and what they gave, in one forward pass."""

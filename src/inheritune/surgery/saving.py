@@ -14,12 +14,12 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from inheritune.errors import Failed
-from inheritune.reference import LINEAGE_KEY, Reference, one_line, quiet
+from inheritune.reference import LINEAGE_KEY, Reference, eval_mode, one_line, quiet
 from inheritune.run_directory import write_json
 from inheritune.surgery.bits import same_bits, sha256_of_all, ties
 from inheritune.surgery.card import model_card
 from inheritune.surgery.cut import Cut, account, lineage_for_config
-from inheritune.surgery.proof import difference, eval_mode
+from inheritune.surgery.proof import difference
 from inheritune.surgery.writing import write_weights
 
 Record = dict[str, Any]

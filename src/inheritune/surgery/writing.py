@@ -1,7 +1,7 @@
 """Writing: the tensors of a cut go from the reference's files to the target's, and each gets its checksum.
 
-Nothing is loaded: bytes go from file to file through one small buffer; what was written is then mapped and hashed,
-while it goes to the disk. The files are safetensors (an eight-byte length, a header in JSON, then the tensors end to
+Nothing is loaded: the kernel copies bytes from file to file; what was written is then mapped and hashed, while it goes
+to the disk. The files are safetensors (an eight-byte length, a header in JSON, then the tensors end to
 end; huggingface/safetensors, README, "Format"), laid out as transformers does: one file, or shards of at most 5 GB and
 an index.
 """
@@ -54,7 +54,10 @@ def write_weights(cut: Cut, directory: Path, progress: Callable[[int, int], None
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(files.items()))}
         (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     tell = _Progress(2 * sum(one.source.bytes for one in kept), progress)
-    places = {name: _write_shard(directory / name, shard, tell) for name, shard in zip(names, shards, strict=True)}
+    reader = WeightReader()  # one for all: of pickles, what is read whole is read once
+    places = {
+        name: _write_shard(directory / name, shard, reader, tell) for name, shard in zip(names, shards, strict=True)
+    }
     sums: dict[str, str] = {}
     for name, shard in zip(names, shards, strict=True):
         sums |= _checksums(directory / name, shard, places[name], tell)
@@ -105,7 +108,7 @@ def _shards(kept: list[Kept]) -> list[list[Kept]]:
     return shards
 
 
-def _write_shard(path: Path, kept: list[Kept], tell: _Progress) -> list[int]:
+def _write_shard(path: Path, kept: list[Kept], reader: WeightReader, tell: _Progress) -> list[int]:
     """Write one safetensors file; where each tensor begins in it."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -118,7 +121,6 @@ def _write_shard(path: Path, kept: list[Kept], tell: _Progress) -> list[int]:
     encoded += b" " * (-len(encoded) % 8)
     start = 8 + len(encoded)
     offsets = [start + header[one.name]["data_offsets"][0] for one in kept]
-    reader = WeightReader()
     # a mapping of its own begins on a page: copying to or from an odd address takes longer (benchmarks/copying.py)
     with path.open("wb") as file, contextlib.ExitStack() as stack, mmap.mmap(-1, _CHUNK) as buffer:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
@@ -180,8 +182,10 @@ def _checksums(path: Path, kept: list[Kept], offsets: list[int], tell: _Progress
             return found.hexdigest()
 
         with ThreadPoolExecutor(1 + min(_HASHERS, os.cpu_count() or 1)) as pool:
-            pool.submit(os.fsync, file.fileno())
-            return dict(zip((one.name for one in kept), pool.map(digest, kept, offsets), strict=True))
+            on_disk = pool.submit(os.fsync, file.fileno())
+            sums = dict(zip((one.name for one in kept), pool.map(digest, kept, offsets), strict=True))
+            on_disk.result()  # the kernel tells of a failed write once
+        return sums
 
 
 class _Progress:
