@@ -6,6 +6,7 @@
 
 PYTHON ?= python3
 TORCH_INDEX ?=
+KILLS ?= 100
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 # On a terminal pip shows the bar of what may be a large download; elsewhere only what went wrong.
@@ -14,12 +15,13 @@ QUIET := $(if $(MAKE_TERMOUT),,--quiet)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test lint format types check clean
+.PHONY: help setup demo test kill-test lint format types check clean
 
 help:
 	@echo "make setup   a virtual environment in .venv with pinned packages"
 	@echo "make demo    setup, then 'inheritune run demo': a target of half the reference's layers, and its report"
 	@echo "make test    setup, then the tests"
+	@echo "make kill-test  a run killed at a hundred random moments and started again: it ends in the same bytes"
 	@echo "make check   setup, then lint, format, types and tests: what CI runs"
 	@echo "make format  setup, then mend what lint and format can mend"
 	@echo "make clean   remove .venv and caches; runs/ is kept"
@@ -44,6 +46,9 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+kill-test: setup
+	INHERITUNE_KILLS=$(KILLS) $(BIN)/python -m pytest tests/test_resume.py -k random -s
 
 lint: setup
 	$(BIN)/ruff check

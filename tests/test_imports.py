@@ -24,6 +24,9 @@ ALLOWED = {
     "environment": "errors",
     "console": "errors",
     "distributed": "errors",
+    "hardware": "errors",
+    "tracking": "errors run_directory",
+    "versions": "errors",
     "loss": "errors",
     "schedule": "errors",
     "published": "errors",
@@ -35,13 +38,17 @@ ALLOWED = {
     "tokens": "errors config run_directory distributed",
     "surgery": "errors run_directory reference",
     "scratch": "errors config reference",
-    "parallel": "errors config distributed reference",
+    "parallel": "errors config versions distributed reference",
+    "objective": "errors config loss reference parallel",
+    "optimizer": "errors config",
     "checkpoint": "errors run_directory distributed",
-    "validation": "errors reference loss tokens parallel",
-    "layerwise": "errors config comparison result reference tokens loss parallel validation",
+    "validation": "errors distributed loss reference tokens parallel objective",
+    "layerwise": "errors config comparison result reference tokens loss parallel objective validation",
+    "metrics": "errors run_directory hardware tracking",
+    "micro_batch": "errors distributed hardware",
     "evaluation": "errors config run_directory published comparison reference",
-    "training": "errors config run_directory distributed loss schedule reference planning tokens parallel checkpoint"
-    " validation",
+    "training": "errors config run_directory hardware tracking distributed loss schedule reference planning tokens"
+    " parallel objective optimizer checkpoint validation metrics micro_batch",
     "growth": "errors config run_directory distributed comparison reference planning surgery scratch validation"
     " training",
     "depth": "errors config run_directory reference planning surgery validation layerwise training",
@@ -53,7 +60,8 @@ ALLOWED["__init__"] = " ".join(module for module in ALLOWED if module != "cli")
 ALLOWED["__main__"] = "cli"
 
 # What answers at once, on a machine without a GPU: neither may be imported with it.
-LIGHT = ["config", "rules", "recipe", "run_directory", "console", "schedule", "comparison", "result", "report", "cli"]
+LIGHT = ["config", "rules", "recipe", "run_directory", "console", "tracking", "schedule", "comparison", "result"]
+LIGHT += ["report", "cli"]
 HEAVY = ["torch", "transformers", "datasets", "datatrove", "matplotlib", "pandas"]
 
 RELATIVE = "."

@@ -178,4 +178,5 @@ def test_a_recipe_s_sequences_and_batches_fit(name: str) -> None:
     recipe, config = load_recipe(name), SYSTEMS[name]["config"]
     positions = config.get("max_position_embeddings") or config.get("n_positions") or config["max_seq_len"]
     assert recipe.data.sequence_length <= positions
+    assert recipe.train.micro_batch_sequences != "auto"
     assert recipe.train.batch_sequences % recipe.train.micro_batch_sequences == 0

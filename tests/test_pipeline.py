@@ -42,7 +42,7 @@ class Silent(Console):
     def table(self, table: Any) -> None:
         self.lines.append(str(type(table)))
 
-    def progress(self, step: Any) -> None:
+    def progress(self, step: Any, later: int = 0) -> None:
         if self.steps_left is not None:
             self.steps_left -= 1
             if self.steps_left == 0:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from inheritune.errors import Failed, Refused
-from inheritune.tokens import TokenSet, TrainingBlocks, open_prepared, pass_order, whole_set
+from inheritune.tokens import TokenSet, TrainingBlocks, open_prepared, pass_order, whole_set, whole_set_positions
 
 
 def token_set(directory: Path, shards: list[list[list[int]]], token_bytes: int = 2) -> TokenSet:
@@ -86,7 +86,7 @@ def test_every_block_comes_once_a_pass_and_the_tail_is_counted(tmp_path: Path, p
     assert len(seen) == passes * 12
     for number in range(passes):
         assert sorted(seen[number * 12 : number * 12 + 12]) == list(range(12))
-    inputs, labels = blocks.batch(0)
+    inputs, labels = blocks.rows(blocks.indices(0))
     for row, index in enumerate(blocks.indices(0)):
         assert inputs[row].tolist() == list(range(index * length, index * length + length))
         assert labels[row].tolist() == list(range(index * length + 1, index * length + length + 1))
@@ -105,3 +105,80 @@ def test_a_whole_set_has_every_token_as_a_label_once(tmp_path: Path, count: int)
 def test_an_unfinished_preparation_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"no manifest\.json"):
         open_prepared(tmp_path)
+
+
+END = 99  # end-of-text
+SHARDS = st.lists(st.lists(st.integers(0, 9).map(lambda size: [*range(1, size + 1), END]), min_size=1), min_size=1)
+
+
+def walked(ids: list[int]) -> list[int]:
+    """Places in documents as one reads them: end-of-text begins a document, and so does the sequence."""
+    places: list[int] = []
+    for token in ids:
+        places.append(0 if token == END or not places else places[-1] + 1)
+    return places
+
+
+def test_places_in_documents(tmp_path: Path) -> None:
+    tokens = token_set(tmp_path, [[[1, 2, END], [END]], [[5, 6, END], [7, 8, END]]])
+    assert tokens.read(0, 10).tolist() == [1, 2, END, END, 5, 6, END, 7, 8, END]
+    assert tokens.positions(0, 9).tolist() == [0, 1, 0, 0, 1, 2, 0, 1, 2]
+    assert tokens.positions(1, 3).tolist() == [0, 0]
+    assert tokens.positions(4, 6).tolist() == [0, 1]  # begins within a document
+    assert tokens.positions(5, 9).tolist() == [0, 0, 1, 2]
+    assert tokens.positions(0, 9).dtype == np.int64
+
+
+@given(shards=SHARDS, length=st.integers(1, 12))
+def test_places_in_documents_are_those_that_one_reads(
+    shards: list[list[list[int]]], length: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    tokens = token_set(tmp_path_factory.mktemp("set"), shards)
+    blocks = TrainingBlocks(tokens, length, 1, 4, seed=1)
+    for index in range(blocks.blocks):
+        inputs, _ = blocks.rows([index])
+        assert blocks.positions([index]).tolist() == [walked(inputs[0].tolist())]
+    inputs, labels = whole_set(tokens, length, END, -100)
+    places = whole_set_positions(tokens, length)
+    assert places.shape == inputs.shape
+    for row, counted, found in zip(inputs.tolist(), (labels != -100).tolist(), places.tolist(), strict=True):
+        assert found[: sum(counted)] == walked(row)[: sum(counted)]
+        assert all(place >= 0 for place in found)
+
+
+def test_places_of_blocks_come_in_their_order(tmp_path: Path) -> None:
+    tokens = token_set(tmp_path, [[[1, 2, 3, 4, END], [6, 7, END], [9, END]]])
+    blocks = TrainingBlocks(tokens, 3, 1, 4, seed=1)
+    assert blocks.rows([2, 0, 1])[0].tolist() == [[7, END, 9], [1, 2, 3], [4, END, 6]]
+    assert blocks.positions([2, 0, 1]).tolist() == [[0, 0, 1], [0, 1, 2], [0, 0, 1]]
+    # a set is read from the token before its first: as that of the stream, but one later
+    assert whole_set(tokens, 4, END, -100)[0].tolist() == [[END, 1, 2, 3], [4, END, 6, 7], [END, 9, END, END]]
+    assert whole_set_positions(tokens, 4)[:, :2].tolist() == [[0, 1], [0, 0], [0, 1]]
+    assert whole_set_positions(tokens, 4)[:2].tolist() == [[0, 1, 2, 3], [0, 0, 1, 2]]
+
+
+@pytest.mark.parametrize(
+    ("sequences", "ranks", "sizes"),
+    [
+        (3, 1, [[3, 3, 3, 1]]),
+        (10, 1, [[10]]),
+        (64, 1, [[10]]),
+        (1, 2, [[1] * 5, [1] * 5]),
+        (4, 2, [[4, 2], [4, 0]]),
+        (3, 3, [[3, 1], [3, 0], [3, 0]]),
+        (5, 4, [[5], [5], [0], [0]]),
+    ],
+)
+def test_a_step_is_dealt_to_the_ranks(tmp_path: Path, sequences: int, ranks: int, sizes: list[list[int]]) -> None:
+    blocks = TrainingBlocks(token_set(tmp_path, [[list(range(64))]]), 3, 2, 10, seed=1)
+    parts = [blocks.micro_batches(1, sequences, rank, ranks) for rank in range(ranks)]
+    assert [[len(part) for part in of_rank] for of_rank in parts] == sizes
+    dealt = [block for turn in zip(*parts, strict=True) for part in turn for block in part]
+    assert dealt == blocks.indices(1)
+
+
+def test_the_last_step_is_dealt_as_far_as_it_goes(tmp_path: Path) -> None:
+    blocks = TrainingBlocks(token_set(tmp_path, [[list(range(64))]]), 3, 1, 10, seed=1)  # 21 blocks
+    last = blocks.indices(2)
+    assert len(last) == 1
+    assert [blocks.micro_batches(2, 2, rank, 2) for rank in range(2)] == [[last], [[]]]

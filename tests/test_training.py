@@ -13,15 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from inheritune import checkpoint, training
 from inheritune.config import TrainConfig
 from inheritune.errors import Failed, Interrupted
+from inheritune.objective import Objective
+from inheritune.optimizer import adamw, clipped_norm
 from inheritune.run_directory import read_jsonl
-from inheritune.tokens import Prepared
-from inheritune.training import Progress, Trained, Trainer, _optimizer
+from inheritune.tokens import Prepared, TokenSet
+from inheritune.training import Progress, Trained, Trainer
 from inheritune.validation import SetLosses
 
 MakePrepared = Callable[..., Prepared]
@@ -63,7 +66,13 @@ def data(make_prepared: MakePrepared) -> Prepared:
     return make_prepared({"train": documents(16), "development": documents(3), "held-out": documents(4)})
 
 
-def train(directory: Path, data: Prepared, told: Callable[[Progress], None] | None = None, **changes: Any) -> Any:
+def train(
+    directory: Path,
+    data: Prepared,
+    told: Callable[[Progress], None] | None = None,
+    report: Callable[[str], None] = lambda _line: None,
+    **changes: Any,
+) -> Any:
     """Train a model from the same start; returns the model and what `run` gave."""
     directory.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(
@@ -73,7 +82,7 @@ def train(directory: Path, data: Prepared, told: Callable[[Progress], None] | No
         directory=directory,
         sequence_length=LENGTH,
         passes=2,
-        report=lambda _line: None,
+        report=report,
         progress=told or (lambda _progress: None),
     )
     trained = trainer.run()
@@ -113,8 +122,9 @@ def test_clipping_bounds_the_step(tmp_path: Path, data: Prepared) -> None:
     train(tmp_path / "free", data, gradient_clip=0.0, max_steps=1, checkpoint_every_steps=1)
     norms = {}
     for name in ("clipped", "free"):
-        moments = load_file(tmp_path / name / "checkpoints" / "step_00000001" / "optimizer.safetensors")
-        first = [value for key, value in moments.items() if key.endswith(".exp_avg")]
+        file = "shard-00001-model-00001-of-00001.safetensors"
+        held = load_file(tmp_path / name / "checkpoints" / "step_00000001" / file)
+        first = [value for key, value in held.items() if key.startswith("optimizer.exp_avg.")]
         norms[name] = float(torch.cat([value.flatten() for value in first]).norm()) / (1 - CONFIG.beta1)
     recorded = read_jsonl(tmp_path / "free" / "metrics.jsonl")[1]["gradient_norm"]
     assert norms["free"] == pytest.approx(recorded, rel=1e-3)
@@ -123,7 +133,7 @@ def test_clipping_bounds_the_step(tmp_path: Path, data: Prepared) -> None:
 
 def test_decay_is_on_matrices_alone() -> None:
     network = model()
-    decayed, free = _optimizer(network, CONFIG).param_groups
+    decayed, free = adamw(network, CONFIG).param_groups
     assert decayed["weight_decay"] == CONFIG.weight_decay
     assert free["weight_decay"] == 0.0
     assert {parameter.dim() for parameter in decayed["params"]} == {2}
@@ -178,30 +188,44 @@ def test_the_last_checkpoints_are_kept(tmp_path: Path, data: Prepared) -> None:
 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path, data: Prepared) -> None:
     with pytest.raises(Failed, match=r"gradient norm (nan|inf).*lower train\.learning_rate"):
-        train(tmp_path / "run", data, learning_rate=1e30, gradient_clip=0.0, warmup_steps=0)
-    assert read_jsonl(tmp_path / "run" / "metrics.jsonl")[-1]["gradient_norm"] is None
+        train(tmp_path / "run", data, learning_rate=1e30, gradient_clip=0.0, warmup_steps=0, skipped_in_a_row=3)
+    last = read_jsonl(tmp_path / "run" / "metrics.jsonl")[-1]
+    assert (last["gradient_norm"], last["skipped"]) == (None, True)
+
+
+def test_a_loss_that_is_no_number_at_the_end_is_no_success(tmp_path: Path, data: Prepared) -> None:
+    network = model()
+    torch.nn.init.constant_(network.lm_head.weight, float("nan"))
+    config = dataclasses.replace(CONFIG, skipped_in_a_row=30)
+    trainer = Trainer(network, data, config, tmp_path, LENGTH, 2, report=lambda _: None, progress=lambda _: None)
+    with pytest.raises(Failed, match="loss nan at the last step"):
+        trainer.run()
 
 
 def test_a_full_disk_keeps_the_older_checkpoint(
     tmp_path: Path, data: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     straight, _ = train(tmp_path / "straight", data)
-    real, calls = save_file, []
+    real, calls = HuggingFaceStorageWriter.write_data, []
+    kept: list[str] = []
+    lines: list[str] = []
+    checkpoints = tmp_path / "run" / "checkpoints"
 
-    def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
-        calls.append(path)
-        if len(calls) > 2:  # the second checkpoint
+    def full(writer: HuggingFaceStorageWriter, *arguments: Any) -> Any:
+        calls.append(writer)
+        if len(calls) == 2:
+            kept.extend(path.name for path in checkpoint.checkpoints(checkpoints))
             raise OSError(28, "No space left on device")
-        real(tensors, path)
+        return real(writer, *arguments)
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(Failed, match=r"No space left on device.*make room"):
-        train(tmp_path / "run", data)
-    assert [path.name for path in checkpoint.checkpoints(tmp_path / "run" / "checkpoints")] == ["step_00000002"]
-    monkeypatch.setattr(checkpoint, "save_file", real)
-    resumed, _ = train(tmp_path / "run", data)
+    monkeypatch.setattr(HuggingFaceStorageWriter, "write_data", full)
+    went_on, _ = train(tmp_path / "run", data, report=lines.append)
+    assert kept == ["step_00000002"]
+    assert [line for line in lines if "No space left on device" in line and "the one before is kept" in line]
+    assert [path.name for path in checkpoint.checkpoints(checkpoints)] == ["step_00000006", "step_00000007"]
+    assert not list(checkpoints.glob(".*"))
     for name, value in weights(straight).items():
-        assert torch.equal(dict(resumed.named_parameters())[name], value)
+        assert torch.equal(dict(went_on.named_parameters())[name], value)
 
 
 def test_the_best_weights_are_those_of_the_lowest_development_loss(
@@ -210,19 +234,17 @@ def test_the_best_weights_are_those_of_the_lowest_development_loss(
     development = iter([5.0, 4.0, 3.0, 3.5, 3.2, 3.1, 3.3, 3.4])
     seen = []
 
-    def measured(network: torch.nn.Module, *_: Any) -> dict[str, SetLosses]:
-        seen.append(weights(network))
+    def measured(objective: Objective, tokens: TokenSet, *_: Any, **__: Any) -> SetLosses:
         one = np.ones(1)
+        if tokens.name == "development":
+            seen.append(weights(objective.model))
+            return SetLosses(one * next(development), one, one, one)
         # the held-out set is best at the end: it must not be what decides
-        return {
-            "held-out": SetLosses(one / len(seen), one, one, one),
-            "development": SetLosses(one * next(development), one, one, one),
-        }
+        return SetLosses(one / (len(seen) + 1), one, one, one)
 
-    monkeypatch.setattr(training, "measure_all", measured)
+    monkeypatch.setattr(training, "measure_objective", measured)
     final, trained = train(tmp_path / "run", data, export="best", validate_every_steps=1)
     assert trained.best_step == 2
-    checkpoint.load_weights(tmp_path / "run" / "best", final)
     for name, value in weights(final).items():
         assert torch.equal(seen[2][name], value)
         assert not torch.equal(seen[7][name], value)
@@ -266,7 +288,7 @@ def test_dropout_is_resumed_too(tmp_path: Path, data: Prepared) -> None:
         assert torch.equal(straight[name], value), name
 
 
-def test_a_gradient_that_is_no_number_ends_the_run_with_its_weights(
+def test_steps_without_a_gradient_end_the_run_with_its_weights(
     tmp_path: Path, data: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def poisoned(parameters: Any, _limit: float) -> torch.Tensor:
@@ -274,9 +296,43 @@ def test_a_gradient_that_is_no_number_ends_the_run_with_its_weights(
             parameter.grad.fill_(float("nan"))
         return torch.tensor(float("nan"))
 
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", poisoned)
-    trainer = Trainer(model(), data, CONFIG, tmp_path, LENGTH, 1, report=lambda _: None, progress=lambda _: None)
-    with pytest.raises(Failed, match="gradient norm nan at step 1"):
+    monkeypatch.setattr(training, "clipped_norm", poisoned)
+    config = dataclasses.replace(CONFIG, skipped_in_a_row=3)
+    trainer = Trainer(model(), data, config, tmp_path, LENGTH, 1, report=lambda _: None, progress=lambda _: None)
+    with pytest.raises(Failed, match=r"3 steps in a row were skipped, up to step 3 .*gradient norm nan"):
         trainer.run()
     for name, value in weights(trainer.model).items():
         assert torch.equal(value, weights(model())[name])
+
+
+def test_one_bad_step_is_skipped_and_counted(tmp_path: Path, data: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def spoilt(parameters: Any, limit: float) -> torch.Tensor:
+        norm = clipped_norm(parameters, limit)
+        calls.append(norm)
+        return norm if len(calls) != 3 else torch.tensor(float("inf"))
+
+    monkeypatch.setattr(training, "clipped_norm", spoilt)
+    _, trained = train(tmp_path / "run", data)
+    assert trained.skipped_steps == 1
+    steps = [r for r in read_jsonl(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "step"]
+    assert [record["step"] for record in steps if record.get("skipped")] == [3]
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_reading_late_changes_nothing_but_when_it_is_read(tmp_path: Path, data: Prepared, late: bool) -> None:
+    directory = tmp_path / "run"
+    directory.mkdir()
+    trainer = Trainer(
+        model(), data, CONFIG, directory, LENGTH, 2, report=lambda _: None, progress=lambda _: None, read_late=late
+    )
+    trainer.run()
+    straight, _ = train(tmp_path / "straight", data)
+    for name, value in weights(straight).items():
+        assert torch.equal(weights(trainer.model)[name], value)
+    found, expected = (
+        [(r["step"], r["loss"]) for r in read_jsonl(tmp_path / name / "metrics.jsonl") if r["kind"] == "step"]
+        for name in ("run", "straight")
+    )
+    assert found == expected

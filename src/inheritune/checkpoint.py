@@ -1,28 +1,45 @@
-"""Training state: save, list, load. A checkpoint is a directory that is either whole or absent.
+"""Training state on disk. A checkpoint is a directory that is either whole or absent, written beside the training.
 
-`checkpoints/step_00001000/` holds `model.safetensors` and `optimizer.safetensors` (tensors alone) and `state.json`
-(everything else). It is written under a temporary name, flushed, then renamed. Nothing is ever unpickled.
+`checkpoints/step_00001000/` holds `shard-*.safetensors` (tensors alone, written by torch.distributed.checkpoint: a rank
+writes what it holds, and any number of ranks reads it again) and `state.json`: everything else, and every file's
+SHA-256. A save copies the tensors to memory, and a thread does the rest: it writes under a temporary name, reads again
+what it wrote and compares it with the copy, writes `state.json`, renames the directory. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import shutil
+import threading
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load as load_sharded
+from torch.distributed.checkpoint.state_dict_saver import save as save_sharded
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
 
+from inheritune.distributed import World, background_group
 from inheritune.errors import Failed
 from inheritune.run_directory import read_json, write_json
 
 _PREFIX = "step_"
+_FILE_BYTES = 1 << 30
+"""The writer makes a copy of each file's content in memory, so files are kept small."""
+Tensors = dict[str, torch.Tensor]
+Record = dict[str, Any]
 
 
 def checkpoints(directory: Path) -> list[Path]:
-    """The whole checkpoints in `directory`, oldest first."""
+    """The whole checkpoints in `directory`, oldest first; whether they are damaged is seen when they are loaded."""
     if not directory.is_dir():
         return []
     return sorted(
@@ -30,116 +47,261 @@ def checkpoints(directory: Path) -> list[Path]:
     )
 
 
-def save(
-    directory: Path,
-    step: int,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    state: dict[str, Any],
-    keep: int,
-) -> Path:
-    """Write the checkpoint after `step` steps and delete all but the last `keep`.
+class Checkpointer:
+    """Writes and reads one training's checkpoints; with several ranks every call is collective.
+
+    Args:
+        directory: where they are.
+        world: the ranks.
+        keep: how many of the last are kept.
+        report: told in a line what went wrong.
+    """
+
+    def __init__(self, directory: Path, world: World, keep: int, report: Callable[[str], None]) -> None:
+        self._directory, self._world, self._keep, self._report = directory, world, keep, report
+        self._group = background_group(world)
+        self._meshes: dict[DeviceMesh, DeviceMesh] = {}
+        self._thread: threading.Thread | None = None
+        self._problem: str | None = None
+        if world.size == 1:  # said of every save and load; it is meant
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+        if world.main and directory.is_dir():
+            for left in directory.glob(".*.tmp"):  # by a kill, half written
+                shutil.rmtree(left, ignore_errors=True)
+
+    def save(self, step: int, tensors: Tensors, state: Record) -> None:
+        """Write the checkpoint after `step` steps while training goes on, and delete all but the last ones.
+
+        Where the file system refuses (disk full, say) older checkpoints stay and the user is told; the run goes on.
+
+        Args:
+            step: how many steps are done.
+            tensors: copied before the call returns; a sharded one is a DTensor.
+            state: everything else, as JSON.
+        """
+        self.finish()
+        staged = {name: self._staged(tensor) for name, tensor in tensors.items()}
+        final = self._directory / f"{_PREFIX}{step:08d}"
+
+        def work() -> None:
+            try:
+                self._problem = self._write(final, staged, state | {"step": step})
+            except (Exception, CheckpointException) as error:  # a rank was lost, which training will say
+                self._problem = _reason(error)
+            if self._problem is None and self._world.main:
+                for old in checkpoints(self._directory)[: -self._keep]:
+                    shutil.rmtree(old, ignore_errors=True)
+
+        self._thread = threading.Thread(target=work, name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def finish(self) -> bool:
+        """Wait for the save under way, if there is one; whether it succeeded."""
+        if self._thread is None:
+            return True
+        self._thread.join()
+        self._thread = None
+        if self._problem is not None:
+            self._report(f"Checkpoint not written ({self._problem}); the one before is kept, the next comes in time.")
+        return self._problem is None
+
+    def save_now(self, final: Path, tensors: Tensors, state: Record) -> None:
+        """Write a directory of tensors and wait for it: the best weights so far, for `export: best`.
+
+        Raises:
+            Failed: the file system refused.
+        """
+        self.finish()
+        problem = self._write(final, {name: self._staged(tensor) for name, tensor in tensors.items()}, state)
+        if problem is not None:
+            raise Failed(f"{final}: could not be written ({problem}); make room and start the same command again")
+
+    def latest(self) -> tuple[Path, Record] | None:
+        """The last checkpoint that is whole, with its `state.json`; of a damaged one the user is told in a line."""
+        for path in reversed(self._world.on_main(lambda: checkpoints(self._directory))):
+            state, problem = self._checked(path)
+            if problem is None:
+                return path, state
+            self._report(f"{problem}; the checkpoint before it is used.")
+        return None
+
+    def load(self, path: Path, tensors: Tensors) -> None:
+        """Read a directory's tensors into `tensors`, in place, however many ranks wrote it.
+
+        Raises:
+            Failed: it is damaged, or holds other tensors.
+        """
+        try:
+            load_sharded(
+                tensors,
+                storage_reader=HuggingFaceStorageReader(str(path)),
+                process_group=self._group,
+                no_dist=self._world.size == 1,
+            )
+        except (
+            Exception,
+            CheckpointException,
+        ) as error:  # the file system's, safetensors', the reader's
+            raise Failed(
+                f"{path}: cannot be loaded ({_reason(error)}); delete it and start the command again"
+            ) from error
+
+    def checked(self, path: Path) -> Record:
+        """The `state.json` of a directory whose files are as they were written.
+
+        Raises:
+            Failed: they are not.
+        """
+        state, problem = self._checked(path)
+        if problem is not None:
+            raise Failed(f"{problem}; delete it and the checkpoints beside it, and the same command trains again")
+        return state
+
+    def held(self, path: Path, state: Record) -> set[str]:
+        """The names of the tensors in a directory, whose `state.json` is given."""
+        names: set[str] = set()
+        for file in state["files"]:
+            with safe_open(path / file, framework="pt") as opened:
+                names |= set(opened.keys())
+        return names
+
+    def _checked(self, path: Path) -> tuple[Record, str | None]:
+        """A directory's `state.json`, and what is wrong with its files; each rank reads some of them."""
+        problem = None
+        try:
+            state = read_json(path / "state.json")
+        except Failed:
+            state = None
+        if not isinstance(state, dict) or not isinstance(state.get("files"), dict):
+            return {}, f"{path / 'state.json'}: damaged, no training state"
+        for name, digest in sorted(state["files"].items())[self._world.rank :: self._world.size]:
+            try:
+                if _sha256(path / name) != digest:
+                    problem = f"{path / name}: damaged, its checksum differs"
+            except OSError as error:
+                problem = f"{path / name}: {error.strerror}"
+        found = [one for one in self._world.gathered(problem) if one is not None]
+        return state, found[0] if found else None
+
+    def _staged(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy in memory, sharded as the tensor is."""
+        tensor = tensor.detach()
+        if not isinstance(tensor, DTensor):
+            return tensor.to("cpu", copy=True)
+        mesh = tensor.device_mesh
+        if mesh.device_type != "cpu" and mesh not in self._meshes:
+            self._meshes[mesh] = init_device_mesh("cpu", tuple(mesh.shape), mesh_dim_names=mesh.mesh_dim_names)
+        local = tensor.to_local().to("cpu", copy=True)
+        mesh = self._meshes.get(mesh, mesh)
+        staged: DTensor = DTensor.from_local(
+            local, mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
+        )
+        return staged
+
+    def _write(self, final: Path, staged: Tensors, state: Record) -> str | None:
+        """Write, read again, compare, mark, rename; what went wrong, if anything did, is the same on every rank."""
+        temporary = final.with_name(f".{final.name}.tmp")
+        sums: dict[str, str] = {}
+
+        def prepare() -> None:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+
+        def write() -> None:
+            writer = HuggingFaceStorageWriter(
+                str(temporary), fqn_to_index_mapping=_file_numbers(staged), save_distributed=True
+            )
+            save_sharded(staged, storage_writer=writer, process_group=self._group, no_dist=self._world.size == 1)
+
+        def compare() -> None:
+            for file in sorted(temporary.glob(f"shard-{self._world.rank + 1:05d}-*.safetensors")):
+                _compare(file, staged)
+                sums[file.name] = _sha256(file)
+
+        def complete() -> None:
+            write_json(temporary / "state.json", state | {"files": files})
+            _flush(temporary)
+            shutil.rmtree(final, ignore_errors=True)
+            temporary.rename(final)
+            _flush(final.parent)
+
+        files: dict[str, str] = {}
+        problem = self._together(prepare, main_only=True) or self._together(write) or self._together(compare)
+        if problem is None:
+            for part in self._exchanged(sums):
+                files |= part
+            problem = self._together(complete, main_only=True)
+        if problem is not None and self._world.main:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return problem
+
+    def _together(self, work: Callable[[], None], *, main_only: bool = False) -> str | None:
+        """Do a piece of work on every rank, or on the main one; the first problem that any of them had, on all."""
+        problem = None
+        if self._world.main or not main_only:
+            try:
+                work()
+            except (Exception, CheckpointException) as error:  # told, whatever it is; training goes on
+                problem = _reason(error)
+        return next((one for one in self._exchanged(problem) if one is not None), None)
+
+    def _exchanged(self, value: Any) -> list[Any]:
+        """Every rank's value, over the group of this thread."""
+        if self._world.size == 1:
+            return [value]
+        values: list[Any] = [None] * self._world.size
+        torch.distributed.all_gather_object(values, value, group=self._group)
+        return values
+
+
+def _file_numbers(tensors: Tensors) -> dict[str, int]:
+    """Which file of a rank each tensor goes to, from 1, so that a file holds about `_FILE_BYTES` at most."""
+    numbers, number, size = {}, 1, 0
+    for name, tensor in tensors.items():
+        if size and size + tensor.nbytes > _FILE_BYTES:
+            number, size = number + 1, 0
+        numbers[name] = number
+        size += tensor.nbytes
+    return numbers
+
+
+def _compare(file: Path, staged: Tensors) -> None:
+    """Read a written file again: every tensor must have the bits that it has in memory.
 
     Raises:
-        Failed: the file system refused (disk full, say); older checkpoints are kept.
+        OSError: one has not.
     """
-    final = directory / f"{_PREFIX}{step:08d}"
-    files = {"model.safetensors": _unique_tensors(model), "optimizer.safetensors": _optimizer_tensors(optimizer)}
-    _write(final, files, state | {"step": step})
-    for old in checkpoints(directory)[:-keep]:
-        shutil.rmtree(old)
-    return final
+    with safe_open(file, framework="pt") as opened:
+        for name in opened.keys():  # noqa: SIM118  (it is no dict)
+            tensor = staged[name]
+            local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+            ours, read = (one.reshape(-1).view(torch.uint8) for one in (local, opened.get_tensor(name)))
+            if not torch.equal(ours, read):
+                raise OSError(f"{name} reads otherwise than it was written")
 
 
-def save_weights(directory: Path, model: torch.nn.Module) -> None:
-    """Write the weights alone into `directory`: the best so far, for `export: best`.
-
-    Raises:
-        Failed: as for `save`.
-    """
-    _write(directory, {"model.safetensors": _unique_tensors(model)}, None)
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _write(final: Path, files: dict[str, dict[str, torch.Tensor]], state: dict[str, Any] | None) -> None:
-    """Write a directory of tensors under a temporary name, flush it to the disk, rename it."""
-    temporary = final.with_name(f".{final.name}.tmp")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        for name, tensors in files.items():
-            save_file(tensors, temporary / name)
-            with (temporary / name).open("rb") as file:
-                os.fsync(file.fileno())
-        if state is not None:
-            write_json(temporary / "state.json", state)
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
-    except (OSError, SafetensorError) as error:  # safetensors reports a full disk in an error of its own
-        shutil.rmtree(temporary, ignore_errors=True)
-        reason = " ".join(str(error).split())
-        raise Failed(f"{final}: could not be written ({reason}); make room and start the same command again") from error
+def _flush(directory: Path) -> None:
+    """Bring a directory's entries to the disk."""
+    with contextlib.suppress(OSError):  # some network file systems do not know it
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
-def load(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Load a checkpoint into a model and its optimiser, in place; returns its `state.json`.
-
-    Raises:
-        Failed: it is damaged.
-    """
-    mend = f"delete {path}, and the same command goes on from the checkpoint before"
-    tensors, moments = (_read(path / name, mend) for name in ("model.safetensors", "optimizer.safetensors"))
-    with torch.no_grad():
-        for name, tensor in _unique_tensors(model).items():
-            tensor.copy_(tensors[name])
-    for group_index, group in enumerate(optimizer.param_groups):
-        for index, parameter in enumerate(group["params"]):
-            prefix = f"{group_index}.{index}."
-            found = {key.removeprefix(prefix): value for key, value in moments.items() if key.startswith(prefix)}
-            # The step counter lives on the CPU unless the optimiser is capturable; the moments live with their
-            # parameter.
-            optimizer.state[parameter] = {
-                key: value if key == "step" else value.to(parameter.device) for key, value in found.items()
-            }
-    try:
-        state = read_json(path / "state.json")
-    except Failed:
-        state = None
-    if not isinstance(state, dict) or "step" not in state:
-        raise Failed(f"{path / 'state.json'}: damaged, no training state; {mend}")
-    return state
-
-
-def _read(file: Path, mend: str) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise Failed(f"{file}: damaged ({' '.join(str(error).split())}); {mend}") from error
-
-
-def _unique_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters by name, a tied one once: `named_parameters` leaves out what it has named already."""
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimiser's tensors as `group.index.key`."""
-    return {
-        f"{group_index}.{index}.{key}": value.detach().contiguous()
-        for group_index, group in enumerate(optimizer.param_groups)
-        for index, parameter in enumerate(group["params"])
-        for key, value in optimizer.state[parameter].items()
-        if isinstance(value, torch.Tensor)
-    }
-
-
-def load_weights(directory: Path, model: torch.nn.Module) -> None:
-    """Load what `save_weights` wrote, in place.
-
-    Raises:
-        Failed: it is damaged.
-    """
-    mend = "delete it and the checkpoints beside it, and the same command trains again"
-    tensors = _read(directory / "model.safetensors", mend)
-    with torch.no_grad():
-        for name, tensor in _unique_tensors(model).items():
-            tensor.copy_(tensors[name])
+def _reason(error: BaseException) -> str:
+    """An error in one line; of several ranks' the first."""
+    failures = getattr(error, "failures", None)
+    if failures:
+        error = next(iter(failures.values()))[0]
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, SafetensorError | RuntimeError):
+        return " ".join(str(error).split())[:200]
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]

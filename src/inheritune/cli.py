@@ -67,11 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, _terminated)
         command.call(words[1:])
     except Interrupted as stop:
-        print(f"inheritune: {stop}; the same command goes on from there", file=sys.stderr)
+        if not stop.said:
+            print(f"inheritune: {stop}; the same command goes on from there", file=sys.stderr)
         return stop.exit_code
     except InherituneError as error:
         text = str(error).replace("\n", " ").replace("\r", " ")  # a name that a user gives may hold them
-        print(f"inheritune: {text}", file=sys.stderr)
+        if not error.said:
+            print(f"inheritune: {text}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("inheritune: stopped; the same command goes on from there", file=sys.stderr)

@@ -61,6 +61,21 @@ class SourceConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class SlurmConfig:
+    """The jobs of `executor: slurm`, of one core each.
+
+    What is not here (account, quality of service) sbatch takes from its own variables, such as SBATCH_ACCOUNT.
+    """
+
+    partition: str
+    """Where the jobs run."""
+    time_limit_minutes: int = 240
+    """Of each job; what it did not finish in time, the same command, given again, goes on with."""
+    memory_gigabytes: int = 4
+    """Of each job."""
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Text to token shards: `inheritune prepare`."""
 
@@ -98,7 +113,18 @@ class DataConfig:
     seed: int = 0
     """Which documents are sampled, and in which order."""
     workers: int = 0
-    """Processes that read and tokenise; 0: one a core. The bytes written do not depend on it."""
+    """Processes that read and tokenise; 0: one a core. With `executor: slurm` the number of jobs, up to 1000. The bytes
+    written do not depend on it."""
+    executor: Literal["local", "slurm", "ray"] = "local"
+    """Where they run: on this machine, as jobs of a Slurm cluster, or on Ray (the cluster that RAY_ADDRESS names, else
+    one that runs here, else one started for the occasion). The sources, the directory that is written and this
+    installation must be on a file system that all nodes share. The bytes written do not depend on it."""
+    slurm: SlurmConfig | None = None
+    """With `executor: slurm`, and only then: `{partition: NAME}`, and if need be `time_limit_minutes` (of each job,
+    default 240) and `memory_gigabytes` (default 4)."""
+    document_mask: bool = False
+    """Keep documents from seeing each other: attention stays within a document, positions begin anew with each. Off:
+    sequences are cut from one stream, and a token sees what stands before it in its sequence."""
     prepared: str | None = None
     """A directory that `inheritune prepare` wrote: use it as it is, instead of `sources`."""
 
@@ -131,13 +157,32 @@ class InheritConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DistillConfig:
+    """Learning from the reference's predictions beside the text (Hinton, Vinyals and Dean 2015, arXiv 1503.02531)."""
+
+    temperature: float = 1.0
+    """What both models' scores are divided by before they are compared; the term is multiplied by its square."""
+    weight: float = 0.6
+    """Share of the reference's predictions (forward KL divergence) in what is minimised; the rest is the text's."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+    """What training minimises: next-token cross-entropy, or that and the distance to the reference's predictions."""
+
+    distill: DistillConfig | None = None
+    """`{temperature: 1, weight: 0.6}`: distillation from the reference. Unset: next-token cross-entropy alone."""
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """Optimisation of the target; the controls are trained by the same settings."""
 
     batch_sequences: int = 64
     """Sequences a step, all micro-batches together."""
-    micro_batch_sequences: int = 8
-    """Sequences a forward pass; gradients are accumulated, averaged by tokens, up to `batch_sequences`."""
+    micro_batch_sequences: int | Literal["auto"] = 8
+    """Sequences a forward pass of one rank; gradients are accumulated, averaged by tokens, up to `batch_sequences`.
+    `auto`: the most that fit into memory, found once and kept in the run directory."""
     learning_rate: float = 3e-4
     """Peak learning rate, reached after the warm-up."""
     final_learning_rate: float = 0.0
@@ -154,6 +199,11 @@ class TrainConfig:
     """AdamW's denominator term."""
     gradient_clip: float = 1.0
     """Largest global gradient norm; 0: no clipping."""
+    spike_factor: float = 10.0
+    """A step whose gradient norm is not finite, or above this many times its running median, is skipped; 0: only those
+    that are not finite."""
+    skipped_in_a_row: int = 10
+    """So many skipped steps in a row end the run; the last checkpoint is kept."""
     max_steps: int | None = None
     """Stop after so many steps; the schedule ends there too. Unset: all passes."""
     validate_every_steps: int = 100
@@ -170,7 +220,15 @@ class TrainConfig:
     gains."""
     compile: Literal["auto", "always", "never"] = "auto"
     """torch.compile of the blocks; `auto`: where a compiler works and the run is long enough to repay it."""
-    tracker: Literal["none", "tensorboard"] = "none"
+    objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
+    """What is minimised."""
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    """Under torchrun: every rank holds the whole training state (`ddp`), or a share of it (`fsdp`); `auto`: `ddp` where
+    the state takes less than half of a device's memory."""
+    fsdp_ranks: int | None = None
+    """Ranks that share one copy of the training state, where there are several copies (hybrid sharding), such as the
+    GPUs of a node; it divides the number of ranks. Unset: one copy over all ranks."""
+    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
     """Also log metrics to a tracker."""
     seed: int = 0
     """Order of the blocks, and the controls' random init."""

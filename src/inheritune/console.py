@@ -31,20 +31,26 @@ class Step(Protocol):
 class Console:
     """Prints to standard error, so that a command's result on standard output can be piped."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, silent: bool = False) -> None:
         from rich.console import Console as RichConsole
 
+        self._silent = silent
+        """Whether another rank speaks for all."""
         self._rich = RichConsole(stderr=True, highlight=False, soft_wrap=True)
         self._last_plain_line = -PLAIN_LINE_EVERY_SECONDS
         self._shown = 0
 
     def line(self, text: str) -> None:
         """Print one line."""
+        if self._silent:
+            return
         self._clear()
         self._rich.print(text, markup=False)
 
     def stage(self, text: str) -> None:
         """Announce a stage."""
+        if self._silent:
+            return
         self._clear()
         self._rich.print(text, style="bold", markup=False)
         self._last_plain_line = -PLAIN_LINE_EVERY_SECONDS
@@ -56,11 +62,19 @@ class Console:
         self._clear()
         RichConsole(highlight=False).print(table)
 
-    def progress(self, step: Step) -> None:
-        """Show where a training stands."""
+    def progress(self, step: Step, later: int = 0) -> None:
+        """Show where a training stands, and when all will be done if `later` more like it are to come."""
+        if self._silent:
+            return
+        left = duration(step.seconds_left)
+        if later and step.step < step.steps:
+            each = step.seconds_left * step.steps / (step.steps - step.step)
+            left = f"{left} left, {duration(step.seconds_left + later * each)} with the {later} to come"
+        else:
+            left += " left"
         text = (
             f"  step {step.step}/{step.steps}  loss {step.loss:.3f} nats a token  "
-            f"{step.tokens_per_second:,.0f} tokens/s  {duration(step.seconds_left)} left"
+            f"{step.tokens_per_second:,.0f} tokens/s  {left}"
         )
         last = step.step == step.steps
         if self._rich.is_terminal:
@@ -86,6 +100,8 @@ class Console:
         started = time.monotonic()
 
         def show(done: int, total: int) -> None:
+            if self._silent:
+                return
             spent = time.monotonic() - started
             left = duration(spent * (total - done) / done) if done else "?"
             counted = f"{done}/{total} {unit}" if unit else f"{done / max(1, total):.0%}"

@@ -5,6 +5,8 @@ class InherituneError(Exception):
     """An expected failure: its text is one line saying what, where and how to mend it."""
 
     exit_code = 1
+    said = False
+    """Whether another rank says it."""
 
 
 class Refused(InherituneError):

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from inheritune.comparison import resampled_means
 from inheritune.errors import Failed, Refused
+from inheritune.objective import Objective
 from inheritune.reference import block_list, eval_mode
 from inheritune.result import bits_per_byte
 from inheritune.tokens import Tokens, TokenSet
@@ -126,6 +127,7 @@ def prefix_losses(
     """
     scores = [TokenScores(tokens) for _ in block_list(model)[1]]
     sequences = math.ceil(tokens.tokens / sequence_length)
+    objective = Objective(model, dtype)
     with eval_mode(model):
         for batch in set_batches(
             tokens,
@@ -134,20 +136,20 @@ def prefix_losses(
             batch_sequences=batch_sequences,
             device=model.device,
         ):
-            _add_prefixes(scores, model, batch, dtype)
+            _add_prefixes(scores, model, objective, batch)
             if progress is not None:
                 progress(batch.first + len(batch.ids), sequences)
     return [score.by_document() for score in scores]
 
 
-def _add_prefixes(scores: list[TokenScores], model: PreTrainedModel, batch: Batch, dtype: torch.dtype) -> None:
+def _add_prefixes(scores: list[TokenScores], model: PreTrainedModel, objective: Objective, batch: Batch) -> None:
     """Score a batch by every prefix. A function of its own, so that what it holds is let go before the next batch."""
     with _outputs(block_list(model)[1]) as caught:
-        scores[-1].add(batch, logits_of(model, batch.ids, dtype))
+        scores[-1].add(batch, objective(batch.ids, batch.labels, scored=True))
     outputs = _each_once(model, caught)
     for count, score in enumerate(scores[:-1], 1):
         with _prefix(model, outputs[:count]):
-            score.add(batch, logits_of(model, batch.ids, dtype))
+            score.add(batch, objective(batch.ids, batch.labels, scored=True))
 
 
 def scan_record(

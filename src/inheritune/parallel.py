@@ -1,17 +1,24 @@
-"""How a model computes (precision, compilation), applied to it from outside and never written into it."""
+"""How a model computes (precision, compilation, many ranks), applied to it from outside and never written into it."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
+from inheritune.distributed import World
+from inheritune.errors import Refused
 from inheritune.reference import block_list
+from inheritune.versions import no_buffer_synchronisation
 
 # Below this much arithmetic a run is over before compilation, some 10 to 30 seconds on two cores, has repaid itself.
 _COMPILE_WORTH_FLOPS = 2e14
@@ -55,6 +62,95 @@ def place(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     """Move a model to a device, in place: transformers types its own `to` as taking none."""
     nn.Module.to(model, device)
     return model
+
+
+def sharded(model: PreTrainedModel, world: World, setting: str) -> bool:
+    """Whether ranks share the training state instead of holding it whole.
+
+    By `auto` they do where it takes more than half of a device's memory: 16 bytes a parameter, which are float32
+    weight, gradient and AdamW's two moments. On CPUs `auto` holds it whole.
+    """
+    if world.size == 1 or setting == "ddp":
+        return False
+    if setting == "fsdp":
+        return True
+    state = 16 * sum(parameter.numel() for parameter in model.parameters())
+    return world.device.type == "cuda" and state > torch.cuda.get_device_properties(world.device).total_memory / 2
+
+
+def check_ranks(world: World, fsdp_ranks: int | None) -> None:
+    """The ranks that share a copy must divide the ranks there are.
+
+    Raises:
+        Refused: they do not.
+    """
+    if fsdp_ranks is not None and world.size % fsdp_ranks:
+        allowed = f"a divisor of the {world.size} ranks that were started, or null"
+        raise Refused(f"train.fsdp_ranks: {fsdp_ranks}; allowed: {allowed}")
+
+
+def distribute(
+    objective: nn.Module, model: PreTrainedModel, world: World, *, shard: bool, fsdp_ranks: int | None = None
+) -> nn.Module:
+    """Put a model on the ranks' devices; returns the module to call for a training step.
+
+    Sharded: FSDP2, each block a group of its own and the rest with the root, which is `objective`, so that the head is
+    gathered once a forward. Not sharded: DDP, whose reduction waits for the last micro-batch of a step.
+
+    Args:
+        objective: what contains the model and gives the loss.
+        model: the model in it, on the CPU.
+        world: the ranks.
+        shard: what `sharded` said.
+        fsdp_ranks: how many ranks share one copy; None: all of them.
+    """
+    if world.size == 1:
+        place(model, world.device)
+        return objective
+    if not shard:
+        place(model, world.device)
+        devices = [world.device] if world.device.type == "cuda" else None
+        return DistributedDataParallel(
+            objective,
+            device_ids=devices,
+            **no_buffer_synchronisation(),
+            gradient_as_bucket_view=True,
+            find_unused_parameters=_some_unused(objective, world.device),
+        )
+    check_ranks(world, fsdp_ranks)
+    if fsdp_ranks is None or fsdp_ranks == world.size:
+        mesh = init_device_mesh(world.device.type, (world.size,))
+    else:
+        shape = (world.size // fsdp_ranks, fsdp_ranks)
+        mesh = init_device_mesh(world.device.type, shape, mesh_dim_names=("copies", "shards"))
+    for block in block_list(model)[1]:
+        fully_shard(block, mesh=mesh)
+    fully_shard(objective, mesh=mesh)
+    return objective
+
+
+def share_blocks(model: PreTrainedModel, world: World) -> None:
+    """Shard the blocks of a model that is only read, such as a teacher; embeddings and head stay whole on each rank."""
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    for block in block_list(model)[1]:
+        fully_shard(block, mesh=mesh)
+    place(model, world.device)
+
+
+def _some_unused(objective: nn.Module, device: torch.device) -> bool:
+    """Whether a pass leaves parameters without gradient: DDP looks for them at every step if told, and hangs if not."""
+    ids = torch.zeros((1, 8), dtype=torch.int64, device=device)
+    objective(ids, ids).minimised.backward()
+    unused = any(parameter.grad is None for parameter in objective.parameters() if parameter.requires_grad)
+    objective.zero_grad()
+    return unused
+
+
+def whole_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """A model's parameters by name, each whole, a tied one once; on many ranks a collective call."""
+    for name, parameter in model.named_parameters():
+        value = parameter.detach()
+        yield name, value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def compile_blocks(

@@ -14,6 +14,8 @@ WHOLE_INITS = ("inherit", "random", "stack")
 """The init words that are no sum of parts."""
 RESERVED = ("train", "development", "held-out", "manifest.json", "train.hashes")
 """What further validation sets may not be called: names in a prepared directory."""
+MOST_JOBS = 1000
+"""Elements of a job array that Slurm allows unless a cluster's MaxArraySize says otherwise."""
 SMALLEST_VOCABULARY = 257
 """The 256 bytes and end-of-text."""
 
@@ -38,7 +40,7 @@ _DATA_RULES: list[Rule] = [
 ]
 _TRAIN_RULES: list[Rule] = [
     ("batch_sequences", lambda x: x >= 1, "1 or more"),
-    ("micro_batch_sequences", lambda x: x >= 1, "1 or more"),
+    ("micro_batch_sequences", lambda x: x == "auto" or x >= 1, "1 or more, or auto"),
     ("learning_rate", lambda x: _finite(x) and x > 0, "a number above 0"),
     ("final_learning_rate", lambda x: _finite(x) and x >= 0, "0 or more"),
     ("warmup_steps", lambda x: x >= 0, "0 or more"),
@@ -47,11 +49,19 @@ _TRAIN_RULES: list[Rule] = [
     ("beta2", lambda x: 0 <= x < 1, "0 or more, below 1"),
     ("epsilon", lambda x: _finite(x) and x > 0, "a number above 0"),
     ("gradient_clip", lambda x: _finite(x) and x >= 0, "a number above 0, or 0 for no clipping"),
+    ("spike_factor", lambda x: _finite(x) and (x == 0 or x > 1), "a number above 1, or 0 for no limit"),
+    ("skipped_in_a_row", lambda x: x >= 1, "1 or more"),
+    ("fsdp_ranks", lambda x: x is None or x >= 2, "2 or more, or null"),
     ("max_steps", lambda x: x is None or x >= 1, "1 or more, or null"),
     ("validate_every_steps", lambda x: x >= 1, "1 or more"),
     ("checkpoint_every_steps", lambda x: x >= 1, "1 or more"),
     ("keep_checkpoints", lambda x: x >= 1, "1 or more"),
     ("seed", lambda x: 0 <= x < 2**63, "0 or more, below 2**63"),
+]
+_SLURM_RULES: list[Rule] = [
+    ("partition", lambda x: re.fullmatch(r"[\w.,-]+", x) is not None, "a partition's name, or several with commas"),
+    ("time_limit_minutes", lambda x: x >= 1, "1 or more"),
+    ("memory_gigabytes", lambda x: x >= 1, "1 or more"),
 ]
 _SOURCE_RULES: list[Rule] = [
     ("weight", lambda x: _finite(x) and x > 0, "a number above 0"),
@@ -64,9 +74,13 @@ def impossible(config: Any) -> Iterator[tuple[str, Any, str]]:
     if isinstance(config, Recipe):
         yield from _by_rules(config.data, _DATA_RULES, "data.")
         yield from _sources(config.data, "data.")
+        yield from _executor(config.data, "data.")
         yield from _by_rules(config.train, _TRAIN_RULES, "train.")
         if config.architecture is not None and config.architecture.vocabulary < SMALLEST_VOCABULARY:
             yield "architecture.vocabulary", config.architecture.vocabulary, "257 (every byte and end-of-text) or more"
+        yield from _distillation(config)
+        if config.train.fsdp_ranks is not None and config.train.parallel == "ddp":
+            yield "train.fsdp_ranks", config.train.fsdp_ranks, "null where train.parallel is ddp"
         if config.train.learning_rate < config.train.final_learning_rate:
             yield "train.final_learning_rate", config.train.final_learning_rate, "at most train.learning_rate"
         yield from _inits(config)
@@ -75,6 +89,7 @@ def impossible(config: Any) -> Iterator[tuple[str, Any, str]]:
     elif isinstance(config, DataConfig):
         yield from _by_rules(config, _DATA_RULES, "")
         yield from _sources(config, "")
+        yield from _executor(config, "")
 
 
 def _by_rules(config: Any, rules: list[Rule], prefix: str) -> Iterator[tuple[str, Any, str]]:
@@ -94,6 +109,20 @@ def _sources(data: DataConfig, prefix: str) -> Iterator[tuple[str, Any, str]]:
             allowed = f"names of letters, digits, '.', '_', '-' other than {', '.join(RESERVED)}"
             yield f"{prefix}validation_sets", name, allowed
         yield from _by_rules(source, _SOURCE_RULES, f"{prefix}validation_sets.{name}.")
+
+
+def _executor(data: DataConfig, prefix: str) -> Iterator[tuple[str, Any, str]]:
+    """What is wrong with the settings of Slurm."""
+    if data.executor != "slurm":
+        if data.slurm is not None:
+            yield f"{prefix}slurm", f"partition {data.slurm.partition}", f"null, since {prefix}executor is no slurm"
+        return
+    if data.slurm is None:
+        yield f"{prefix}slurm", None, f"{{partition: NAME}}, since {prefix}executor is slurm"
+        return
+    yield from _by_rules(data.slurm, _SLURM_RULES, f"{prefix}slurm.")
+    if not 1 <= data.workers <= MOST_JOBS:
+        yield f"{prefix}workers", data.workers, f"with {prefix}executor slurm the number of its jobs, 1 to {MOST_JOBS}"
 
 
 def init_parts(word: str) -> frozenset[str]:
@@ -123,6 +152,19 @@ def canonical_init(word: str) -> str:
     if word in WHOLE_INITS:
         return word
     return "inherit" if len(parts) == len(PARTS) else "+".join(part for part in PARTS if part in parts)
+
+
+def _distillation(recipe: Recipe) -> Iterator[tuple[str, Any, str]]:
+    """What is wrong with learning from the reference's predictions."""
+    distill = recipe.train.objective.distill
+    if distill is None:
+        return
+    if not (_finite(distill.temperature) and distill.temperature > 0):
+        yield "train.objective.distill.temperature", distill.temperature, "a number above 0"
+    if not 0 < distill.weight <= 1:
+        yield "train.objective.distill.weight", distill.weight, "a number above 0, at most 1"
+    if recipe.reference is None:
+        yield "train.objective.distill", "given", "null where there is no reference to learn from"
 
 
 def _inits(recipe: Recipe) -> Iterator[tuple[str, Any, str]]:

@@ -13,7 +13,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,14 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
             raise Failed(f"{path}:{number}: no record (name: value); mend or remove the line")
         records.append(record)
     return records
+
+
+def keep_records(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
+    """Drop the records of a JSONL file that are not wanted, if there are any; the file is replaced at once."""
+    records = read_jsonl(path)
+    kept = [record for record in records if wanted(record)]
+    if len(kept) < len(records):
+        write_atomic(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))
 
 
 @contextlib.contextmanager

@@ -62,6 +62,23 @@ class TokenSet:
             start, shard = end, shard + 1
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
+    def positions(self, start: int, stop: int) -> Tokens:
+        """Each token's place in its document, for the sequence [start, stop) of the stream: (stop - start,), int64.
+
+        A document's end-of-text begins the next one, which is predicted from it: so every token is a label once, and
+        each document reads as one does that is measured alone. A document cut by the sequence's start begins there.
+        """
+        return _places(self.document_ends - 1, start, stop)
+
+
+def _places(begins: Tokens, start: int, stop: int) -> Tokens:
+    """How far each index of [start, stop) is from the last of `begins`, ascending, or from `start`."""
+    indices = np.arange(start, stop)
+    last = np.full(stop - start, start)
+    inside = begins[np.searchsorted(begins, start) : np.searchsorted(begins, stop)]
+    last[inside - start] = inside
+    return indices - np.maximum.accumulate(last)
+
 
 def _check_size(path: Path, expected: int) -> None:
     if not path.is_file() or path.stat().st_size != expected:
@@ -187,11 +204,26 @@ class TrainingBlocks:
         places = range(first, min(first + self.batch_sequences, self.blocks * self.passes))
         return [int(pass_order(self.blocks, self.seed, place // self.blocks)[place % self.blocks]) for place in places]
 
-    def batch(self, step: int) -> tuple[Tokens, Tokens]:
-        """Inputs and labels of one step: two arrays of (sequences, sequence_length)."""
+    def rows(self, indices: list[int]) -> tuple[Tokens, Tokens]:
+        """Inputs and labels of some blocks: two arrays of (blocks, sequence_length)."""
         length = self.sequence_length
-        rows = np.stack([self.tokens.read(i * length, (i + 1) * length + 1) for i in self.indices(step)])
+        rows = np.stack([self.tokens.read(i * length, (i + 1) * length + 1) for i in indices])
         return rows[:, :-1], rows[:, 1:]
+
+    def positions(self, indices: list[int]) -> Tokens:
+        """The place of some blocks' inputs in their documents: (blocks, sequence_length)."""
+        length = self.sequence_length
+        return np.stack([self.tokens.positions(i * length, (i + 1) * length) for i in indices])
+
+    def micro_batches(self, step: int, sequences: int, rank: int, ranks: int) -> list[list[int]]:
+        """A step's blocks in micro-batches of `sequences`, dealt to the ranks in turns: those of one rank.
+
+        Every rank gets as many micro-batches as any other; the last may be short or empty.
+        """
+        blocks = self.indices(step)
+        parts = [blocks[start : start + sequences] for start in range(0, len(blocks), sequences)]
+        rounds = -(-len(parts) // ranks)
+        return [parts[i] if i < len(parts) else [] for i in range(rank, rounds * ranks, ranks)]
 
 
 def whole_set(tokens: TokenSet, sequence_length: int, context_token: int, ignored_label: int) -> tuple[Tokens, Tokens]:
@@ -206,3 +238,11 @@ def whole_set(tokens: TokenSet, sequence_length: int, context_token: int, ignore
     inputs[: tokens.tokens] = stream[:-1]
     labels[: tokens.tokens] = stream[1:]
     return inputs.reshape(blocks, sequence_length), labels.reshape(blocks, sequence_length)
+
+
+def whole_set_positions(tokens: TokenSet, sequence_length: int) -> Tokens:
+    """The place of `whole_set`'s inputs in their documents: (blocks, sequence_length); see `TokenSet.positions`."""
+    blocks = -(-tokens.tokens // sequence_length)
+    # the stream is one longer than the set's: the token before the first stands in front
+    places = [_places(tokens.document_ends, i * sequence_length, (i + 1) * sequence_length) for i in range(blocks)]
+    return np.stack(places)

@@ -1,11 +1,14 @@
-"""Training a target (or a control) on few tokens: steps, validation, records, checkpoints.
+"""Training a target (or a control) on few tokens: steps, validation, records, checkpoints; on one rank or on many.
 
-The loop is plain: every step's batch and learning rate are pure functions of the step's number, so a run that is
-started again reads the last checkpoint and goes on where it was.
+The loop is plain: every step's batch, learning rate and random numbers are pure functions of the step's number, so a
+run that is started again reads the last checkpoint and goes on where it was. Nothing in a step waits for the device:
+what it computed is read when the next one is under way.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import math
 import signal
 import time
@@ -17,29 +20,26 @@ from types import FrameType
 from typing import Any
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
-from inheritune import checkpoint
+from inheritune.checkpoint import Checkpointer, Tensors
 from inheritune.config import TrainConfig
+from inheritune.distributed import World, lost_rank
 from inheritune.errors import Failed, Interrupted
-from inheritune.loss import IGNORED, token_losses
-from inheritune.parallel import autocast, compile_blocks, compute_dtype
+from inheritune.hardware import peak_flops
+from inheritune.loss import IGNORED
+from inheritune.metrics import Launched, Metrics, Progress, StepReader
+from inheritune.micro_batch import largest_micro_batch
+from inheritune.objective import Objective
+from inheritune.optimizer import Guard, adamw, clipped_norm, empty_moments, moments, take_step, updates
+from inheritune.parallel import compile_blocks, compute_dtype, distribute, sharded, share_blocks, whole_tensors
 from inheritune.planning import training_flops_per_token
-from inheritune.run_directory import JsonlWriter
+from inheritune.run_directory import read_json, write_json
 from inheritune.schedule import learning_rate
-from inheritune.tokens import Prepared, Tokens, TrainingBlocks
-from inheritune.validation import SetLosses, measure
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What is told after every step."""
-
-    step: int
-    steps: int
-    loss: float
-    tokens_per_second: float
-    seconds_left: float
+from inheritune.tokens import Prepared, TrainingBlocks
+from inheritune.tracking import Tracker, open_tracker
+from inheritune.validation import SetLosses, measure, measure_objective
 
 
 @dataclass(frozen=True)
@@ -54,17 +54,23 @@ class Trained:
     flops: float
     seconds: float
     """Time in steps, over all restarts; validation and checkpoints not included."""
+    skipped_steps: int
     best_step: int | None
     compiled: bool
     compute_dtype: str
+    ranks: int
+    micro_batch_sequences: int
+    parallel: str
+    """`none` (one rank), `ddp` or `fsdp`."""
 
 
 @dataclass
 class _State:
-    """What a checkpoint holds beside tensors."""
+    """What a checkpoint holds beside tensors and the guard."""
 
     step: int = 0
     seconds: float = 0.0
+    skipped_steps: int = 0
     best_loss: float | None = None
     best_step: int | None = None
     compiled: bool = False
@@ -79,6 +85,7 @@ class Trainer:
     """One training: the model, its data, where its records go, and whom to tell."""
 
     model: PreTrainedModel
+    """On the CPU; it is moved, sharded and changed in place."""
     prepared: Prepared
     config: TrainConfig
     directory: Path
@@ -87,208 +94,371 @@ class Trainer:
     passes: int
     report: Callable[[str], None]
     progress: Callable[[Progress], None]
+    world: World = World(rank=0, size=1, device=torch.device("cpu"))  # noqa: RUF009  (frozen)
+    document_mask: bool = False
+    teacher: PreTrainedModel | None = None
+    """The reference, for `objective.distill`."""
+    run_name: str = "run"
+    """What a tracker calls this training."""
+    run_config: dict[str, Any] = field(default_factory=dict)
+    """What a tracker shows of it: the recipe."""
+    read_late: bool | None = None
+    """Read a step's values when the next one is under way; None: where the device computes by itself."""
     _state: _State = field(default_factory=_State)
 
-    @property
-    def best_weights(self) -> Path | None:
-        """Where the weights with the lowest development loss are, if they are what is exported."""
-        return self.directory / "best" if self.config.export == "best" else None
-
     def run(self) -> Trained:
-        """Train to the end, from the last checkpoint if there is one; the model is changed in place.
+        """Train to the end, from the last checkpoint if there is one; with several ranks a collective call.
 
         Weights are float32 while training, whatever dtype the model came in.
 
         Raises:
-            Failed: the loss is not finite, or a checkpoint cannot be written.
+            Failed: too many steps in a row were skipped, a rank was lost, or weights could not be written.
             Interrupted: Ctrl-C or SIGTERM, after a checkpoint.
         """
+        try:
+            return self._run()
+        except RuntimeError as error:
+            if self.world.size > 1 and lost_rank(error):
+                raise Failed(
+                    f"{self.directory}: another rank was lost; the same command goes on from the last checkpoint"
+                ) from error
+            raise
+
+    def _run(self) -> Trained:
+        config, world = self.config, self.world
         self.model.float().train()
         self.model.requires_grad_(True)
-        blocks = TrainingBlocks(
-            self.prepared.set("train"), self.sequence_length, self.passes, self.config.batch_sequences, self.config.seed
+        self._blocks = TrainingBlocks(
+            self.prepared.set("train"), self.sequence_length, self.passes, config.batch_sequences, config.seed
         )
-        steps = min(blocks.steps, self.config.max_steps or blocks.steps)
-        flops_per_token = training_flops_per_token(self.model, self.sequence_length)
-        tokens = min(steps * self.config.batch_sequences, blocks.blocks * self.passes) * self.sequence_length
-        device = self.model.device
-        dtype = compute_dtype(self.config.compute_dtype, device)
-        optimizer = _optimizer(self.model, self.config)
-        self._resume(optimizer)
-        if self._state.step < steps:
+        blocks = self._blocks
+        self._steps = steps = min(blocks.steps, config.max_steps or blocks.steps)
+        self._flops_per_token = training_flops_per_token(self.model, self.sequence_length)
+        tokens = min(steps * config.batch_sequences, blocks.blocks * self.passes) * self.sequence_length
+        self._dtype = compute_dtype(config.compute_dtype, world.device)
+        self._late = world.device.type != "cpu" if self.read_late is None else self.read_late
+        self._shard = sharded(self.model, world, config.parallel)
+        self._checkpointer = Checkpointer(self.directory / "checkpoints", world, config.keep_checkpoints, self.report)
+        found = self._checkpointer.latest()
+        if found is None or found[1]["step"] < steps:
             self._state.compiled = compile_blocks(
-                self.model, self.config.compile, device, flops=tokens * flops_per_token, report=self.report
+                self.model, config.compile, world.device, flops=tokens * self._flops_per_token, report=self.report
             )
-            metrics = Metrics(self.directory, self.config.tracker)
-            try:
-                self._loop(blocks, steps, optimizer, dtype, metrics)
-            finally:
-                metrics.close()
+        self._prepare_model()
+        self._resume(found)
+        if self._state.step < steps:
+            with self._open_metrics() as metrics:
+                self._loop(metrics)
+        if self.config.export == "best":
+            self._checkpointer.checked(self.directory / "best")
+            self._checkpointer.load(self.directory / "best", self._weights())
         return Trained(
             steps=steps,
             tokens=tokens,
             unique_tokens=min(blocks.blocks * self.sequence_length, tokens),
             tail_tokens=blocks.tail_tokens,
-            flops=tokens * flops_per_token,
+            flops=tokens * self._flops_per_token,
             seconds=self._state.seconds,
+            skipped_steps=self._state.skipped_steps,
             best_step=self._state.best_step,
             compiled=self._state.compiled,
-            compute_dtype=str(dtype).removeprefix("torch."),
+            compute_dtype=str(self._dtype).removeprefix("torch."),
+            ranks=world.size,
+            micro_batch_sequences=self._micro_batch,
+            parallel=self._parallel,
         )
 
-    def _loop(
-        self,
-        blocks: TrainingBlocks,
-        steps: int,
-        optimizer: torch.optim.Optimizer,
-        dtype: torch.dtype,
-        metrics: Metrics,
-    ) -> None:
+    @property
+    def _parallel(self) -> str:
+        return "none" if self.world.size == 1 else "fsdp" if self._shard else "ddp"
+
+    def exported(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The trained weights, the last or the best, by name and each whole: a collective call, to be used up."""
+        return whole_tensors(self.model)
+
+    def _prepare_model(self) -> None:
+        """Put model, teacher and objective on the ranks' devices, and make optimiser and guard."""
+        config, world = self.config, self.world
+        if self.teacher is not None:
+            self.teacher.eval().requires_grad_(False)
+            if self._dtype == torch.float32:
+                self.teacher.float()
+            if self._shard:
+                share_blocks(self.teacher, world)
+            else:
+                torch.nn.Module.to(self.teacher, world.device)
+        self._objective = Objective(self.model, self._dtype, distill=config.objective.distill, teacher=self.teacher)
+        self._called = distribute(self._objective, self.model, world, shard=self._shard, fsdp_ranks=config.fsdp_ranks)
+        self._parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self._names = {parameter: name for name, parameter in self.model.named_parameters()}
+        self._optimizer = adamw(self.model, config)
+        self._guard = Guard(world.device, config.spike_factor)
+        self._micro_batch = self._micro_batch_sequences()
+
+    def _micro_batch_sequences(self) -> int:
+        """Sequences a forward pass: the recipe's, or the most that fit, found once for these ranks."""
+        most = math.ceil(self.config.batch_sequences / self.world.size)
+        if self.config.micro_batch_sequences != "auto":
+            return min(self.config.micro_batch_sequences, most)
+        path = self.directory / "micro_batch.json"
+        setting = {"ranks": self.world.size, "device": self.world.device.type, "parallel": self._parallel}
+        held = self.world.on_main(lambda: read_json(path))
+        if isinstance(held, dict) and held.get("setting") == setting:
+            return int(held["sequences"])
+
+        def run(sequences: int) -> None:
+            ids = torch.zeros((sequences, self.sequence_length), dtype=torch.int64, device=self.world.device)
+            self._called(ids, ids).minimised.backward()
+            self._optimizer.zero_grad()
+
+        state = sum(parameter.numel() for parameter in self._parameters) * (12 if not self._shard else 4)
+        found = largest_micro_batch(
+            run,
+            self.world,
+            most=most,
+            batch_sequences=self.config.batch_sequences,
+            held=[tensor for tensor in self.model.parameters() if not self._shard],
+            later_bytes=state,
+        )
+        self.report(f"Micro-batches of {found} sequences a rank.")
+        self.world.on_main(lambda: write_json(path, {"sequences": found, "setting": setting}))
+        return found
+
+    @contextmanager
+    def _open_metrics(self) -> Iterator[Metrics]:
+        """The records, on the main rank; on the others nothing is written."""
+        opened: list[Tracker | None] = []  # kept here, since it cannot be sent to the other ranks
+
+        def open_one() -> None:
+            step, name = self._state.step, self.config.tracker
+            opened.append(open_tracker(name, self.directory, self.run_name, self.run_config, step, report=self.report))
+
+        self.world.on_main(open_one)
+        path = self.directory / "metrics.jsonl" if self.world.main else None
+        metrics = Metrics(path, self._state.step, opened[0] if opened else None)
+        try:
+            yield metrics
+        finally:
+            metrics.close()
+
+    def _loop(self, metrics: Metrics) -> None:
         """Steps, each with its record, and what falls between them."""
         config, state = self.config, self._state
-        first_step, begin = state.step, time.monotonic()
+        reader = StepReader(
+            metrics,
+            self.progress,
+            steps=self._steps,
+            first=state.step,
+            late=self._late,
+            flops_per_token=self._flops_per_token,
+            peak_flops=peak_flops(self.world.device, self._dtype)[0] * self.world.size,
+            device=self.world.device,
+        )
+        self._seen_stop = False
         if state.step == 0:
-            self._validate(metrics, blocks, dtype)
+            self._validate(metrics)
+        pending: Launched | None = None
         with _stop_signals() as stop:
-            while state.step < steps:
-                started = time.monotonic()
-                rate = learning_rate(
-                    state.step,
-                    steps=steps,
-                    warmup_steps=config.warmup_steps,
-                    peak=config.learning_rate,
-                    final=config.final_learning_rate,
-                )
-                loss, norm, tokens = self._step(blocks, optimizer, rate, dtype)
-                seconds = time.monotonic() - started
-                state.step += 1
-                state.seconds += seconds
-                metrics.append(
-                    {
-                        "kind": "step",
-                        "step": state.step,
-                        "tokens": self._tokens_seen(blocks),
-                        "pass": (self._sequences_seen(blocks) - 1) // blocks.blocks,
-                        "loss": loss,
-                        "learning_rate": rate,
-                        "gradient_norm": norm,
-                        "tokens_per_second": tokens / seconds,
-                    }
-                )
-                if not (math.isfinite(loss) and math.isfinite(norm)):
-                    raise Failed(
-                        f"{self.directory}: loss {loss}, gradient norm {norm} at step {state.step}; "
-                        "the last checkpoint is kept: lower train.learning_rate or lengthen the warm-up in a new run"
-                    )
-                # The first step after a start compiles, and says nothing of the others.
-                if state.step - first_step <= 1:
-                    begin = time.monotonic()
-                    left = seconds * (steps - state.step)
-                else:
-                    left = (time.monotonic() - begin) / (state.step - first_step - 1) * (steps - state.step)
-                self.progress(Progress(state.step, steps, loss, tokens / seconds, left))
-                last = state.step == steps
-                if last or state.step % config.validate_every_steps == 0:
-                    self._validate(metrics, blocks, dtype)
-                if last or stop or state.step % config.checkpoint_every_steps == 0:
-                    self._save(optimizer)
-                if stop:
-                    raise Interrupted(
-                        f"{self.directory}: stopped after step {state.step} of {steps}, checkpoint written",
-                        128 + stop[0],
-                    )
+            while state.step < self._steps:
+                launched = self._step(stop)
+                if pending is not None:
+                    self._read(pending, reader)
+                pending = launched
+                last = state.step == self._steps
+                validating = last or state.step % config.validate_every_steps == 0
+                saving = last or state.step % config.checkpoint_every_steps == 0
+                stopping = bool(stop) if self.world.size == 1 else self._seen_stop
+                if validating or saving or stopping or not self._late:
+                    self._read(pending, reader)
+                    pending = None
+                    stopping = bool(stop) if self.world.size == 1 else self._seen_stop
+                if validating:
+                    self._validate(metrics)
+                if saving or stopping:
+                    self._save()
+                if stopping:
+                    self._interrupt(stop)
+        self._checkpointer.finish()
 
-    def _step(
-        self, blocks: TrainingBlocks, optimizer: torch.optim.Optimizer, rate: float, dtype: torch.dtype
-    ) -> tuple[float, float, int]:
-        """One optimiser step: mean loss in nats a token, gradient norm before clipping, tokens."""
-        # Dropout, where a model has it, is drawn from the step's number: a resumed run draws the same.
-        torch.manual_seed((self.config.seed * 1_000_003 + self._state.step) % 2**63)
-        inputs, labels = blocks.batch(self._state.step)  # each (sequences, sequence_length)
-        tokens = labels.size
-        for group in optimizer.param_groups:
+    def _step(self, stop: list[int]) -> Launched:
+        """One optimiser step, launched: its loss is the mean over the step's tokens, however they are split."""
+        state, config, world = self._state, self.config, self.world
+        started = time.monotonic()
+        # Dropout, where a model has it, is drawn from the step's number and the rank: a resumed run draws the same.
+        torch.manual_seed((config.seed * 1_000_003 + state.step + 7_919 * world.rank) % 2**63)
+        rate = learning_rate(
+            state.step,
+            steps=self._steps,
+            warmup_steps=config.warmup_steps,
+            peak=config.learning_rate,
+            final=config.final_learning_rate,
+        )
+        for group in self._optimizer.param_groups:
             group["lr"] = rate
-        total = torch.zeros((), device=self.model.device)
-        for ids, targets in _micro_batches(inputs, labels, self.config.micro_batch_sequences, self.model.device):
-            with autocast(dtype, self.model.device):
-                logits = self.model(input_ids=ids, use_cache=False).logits  # (B, T, V)
-            # Divided by the step's tokens, not the micro-batch's: the gradient is the mean over the step's tokens
-            # however they are split. (The published code sums over micro-batches and then clips the sum.)
-            loss = token_losses(logits, targets).sum() / tokens
-            loss.backward()
-            total += loss.detach()
-        limit = self.config.gradient_clip or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        if math.isfinite(float(norm)):  # else the weights stay as they were, and `_loop` ends the run
-            optimizer.step()
-        optimizer.zero_grad()
-        return float(total), float(norm), tokens
+        tokens = len(self._blocks.indices(state.step)) * self.sequence_length
+        sums = torch.zeros(3, device=world.device)
+        parts = self._blocks.micro_batches(state.step, self._micro_batch, world.rank, world.size)
+        for index, part in enumerate(parts):
+            ids, labels, positions = self._inputs(part)
+            with self._reduced_at(last=index == len(parts) - 1):
+                losses = self._called(ids, labels, positions)
+                # Reductions average over ranks, so their number comes in; all ranks' tokens count, not this rank's.
+                # (The published code sums over micro-batches and then clips the sum.)
+                (losses.minimised * (world.size / tokens)).backward()
+            sums[0] += losses.nats.detach()
+            sums[1] += losses.divergence.detach()
+        sums[2] = float(bool(stop))
+        world.add_up(sums)
+        norm = clipped_norm(self._parameters, config.gradient_clip)
+        skipped = self._guard.judge(norm)
+        take_step(self._optimizer, skipped)
+        state.step += 1
+        values = torch.stack([sums[0] / tokens, sums[1] / tokens, norm, skipped, self._guard.in_a_row, sums[2]])
+        place = {**self._place(), "learning_rate": rate}
+        return Launched(state.step, tokens, started, values, place)
 
-    def _sequences_seen(self, blocks: TrainingBlocks) -> int:
-        return min(self._state.step * self.config.batch_sequences, blocks.blocks * self.passes)
+    def _inputs(self, part: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """A micro-batch on the device, (micro_batch, T) each, filled up with rows that do not count.
 
-    def _tokens_seen(self, blocks: TrainingBlocks) -> int:
-        return self._sequences_seen(blocks) * self.sequence_length
+        Equal shapes keep a compiled model from compiling again, and ranks in step where some have less to do.
+        """
+        missing = self._micro_batch - len(part)
+        rows = part or [0]
+        ids, labels = (torch.from_numpy(x) for x in self._blocks.rows(rows))
+        positions = torch.from_numpy(self._blocks.positions(rows)) if self.document_mask else None
+        if not part:
+            labels = torch.full_like(labels, IGNORED)
+            missing -= 1
+        if missing:
+            ids = torch.nn.functional.pad(ids, (0, 0, 0, missing))
+            labels = torch.nn.functional.pad(labels, (0, 0, 0, missing), value=IGNORED)
+            if positions is not None:
+                filler = torch.arange(self.sequence_length).expand(missing, -1)
+                positions = torch.cat([positions, filler])
+        device = self.world.device
+        return ids.to(device), labels.to(device), positions.to(device) if positions is not None else None
 
-    def _validate(self, metrics: Metrics, blocks: TrainingBlocks, dtype: torch.dtype) -> None:
+    def _reduced_at(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
+        """DDP adds gradients up over the ranks once a step; FSDP does so every time, since it keeps none whole."""
+        if isinstance(self._called, DistributedDataParallel) and not last:
+            context: contextlib.AbstractContextManager[None] = self._called.no_sync()
+            return context
+        return contextlib.nullcontext()
+
+    def _place(self) -> dict[str, int]:
+        """Where the training stands in the data: tokens seen, and the last sequence's pass and place in it."""
+        sequences = min(self._state.step * self.config.batch_sequences, self._blocks.blocks * self.passes)
+        done, block = divmod(max(0, sequences - 1), self._blocks.blocks)
+        return {"tokens": sequences * self.sequence_length, "pass": done, "block": block}
+
+    def _read(self, launched: Launched, reader: StepReader) -> None:
+        """Read what a step computed; end the run where it goes nowhere."""
+        values, seconds = reader.read(launched)
+        self._state.seconds += seconds
+        self._state.skipped_steps += int(values.skipped)
+        self._seen_stop = values.stops > 0
+        problem = None
+        if values.in_a_row >= self.config.skipped_in_a_row:
+            problem = (
+                f"{int(values.in_a_row)} steps in a row were skipped, up to step {launched.step} (loss "
+                f"{values.loss:.4g}, gradient norm {values.gradient_norm:.4g}); the last checkpoint is kept"
+            )
+        elif launched.step == self._steps and not math.isfinite(values.loss):
+            problem = f"loss {values.loss} at the last step"
+        if problem is not None:
+            self._checkpointer.finish()
+            error = Failed(
+                f"{self.directory}: {problem}; lower train.learning_rate or lengthen the warm-up in a new run"
+            )
+            error.said = not self.world.main
+            raise error
+
+    def _interrupt(self, stop: list[int]) -> None:
+        written = self._checkpointer.finish()
+        numbers = [number for number in self.world.gathered(stop[0] if stop else 0) if number]
+        kept = "checkpoint written" if written else "no checkpoint could be written, the one before is kept"
+        raise Interrupted(
+            f"{self.directory}: stopped after step {self._state.step} of {self._steps}, {kept}", 128 + numbers[0]
+        )
+
+    def _validate(self, metrics: Metrics) -> None:
         """Measure every set but the training set; keep the best weights by the development set if they are exported."""
-        losses = measure_all(self.model, self.prepared, self.sequence_length, self.config.micro_batch_sequences, dtype)
+        state = self._state
+        losses = {
+            name: measure_objective(
+                self._objective,
+                self.prepared.set(name),
+                self.world,
+                sequence_length=self.sequence_length,
+                context_token=self.prepared.context_token,
+                batch_sequences=self._micro_batch,
+                document_mask=self.document_mask,
+            )
+            for name in self.prepared.measured_names
+        }
         metrics.append(
             {
                 "kind": "validation",
-                "step": self._state.step,
-                "tokens": self._tokens_seen(blocks),
+                "step": state.step,
+                "tokens": self._place()["tokens"],
                 "losses": {name: result.loss for name, result in losses.items()},
             }
         )
         development = losses["development"].loss if "development" in losses else math.inf
-        if self.config.export == "best" and (self._state.best_loss is None or development < self._state.best_loss):
-            self._state.best_loss, self._state.best_step = development, self._state.step
-            checkpoint.save_weights(self.directory / "best", self.model)
+        if self.config.export == "best" and (state.best_loss is None or development < state.best_loss):
+            state.best_loss, state.best_step = development, state.step
+            self._checkpointer.save_now(self.directory / "best", self._weights(), {"step": state.step})
 
-    def _resume(self, optimizer: torch.optim.Optimizer) -> None:
-        found = checkpoint.checkpoints(self.directory / "checkpoints")
-        if found:
-            self._state = _State.from_record(checkpoint.load(found[-1], self.model, optimizer))
-            self.report(f"Going on after step {self._state.step}.")
+    def _weights(self) -> Tensors:
+        return {f"model.{name}": parameter.detach() for parameter, name in self._names.items()}
 
-    def _save(self, optimizer: torch.optim.Optimizer) -> None:
-        state = {name: getattr(self._state, name) for name in _State.__dataclass_fields__}
-        checkpoint.save(
-            self.directory / "checkpoints", self._state.step, self.model, optimizer, state, self.config.keep_checkpoints
+    def _resume(self, found: tuple[Path, dict[str, Any]] | None) -> None:
+        """Load the last whole checkpoint, whatever ranks wrote it."""
+        if found is None:
+            return
+        path, record = found
+        tensors = self._weights()
+        room = empty_moments(
+            self._optimizer,
+            self._names,
+            {name.removeprefix("optimizer.") for name in self._checkpointer.held(path, record)},
+            record["updates"],
+        )
+        self._checkpointer.load(path, tensors | {f"optimizer.{name}": tensor for name, tensor in room.items()})
+        self._guard.load(record["guard"])
+        compiled = self._state.compiled
+        self._state = _State.from_record(record)
+        self._state.compiled |= compiled
+        self.report(f"Going on after step {self._state.step}.")
+        then, now = record["ranks"], self.world.size
+        threads = torch.get_num_threads()
+        if (then, record["threads"]) != (now, threads):
+            what = f"written by {then} ranks of {record['threads']} threads, now {now} of {threads}"
+            self.report(f"The checkpoint was {what}: the same data, but sums may round otherwise.")
+
+    def _save(self) -> None:
+        self._checkpointer.save(
+            self._state.step,
+            self._weights() | {f"optimizer.{k}": v for k, v in moments(self._optimizer, self._names).items()},
+            {
+                **dataclasses.asdict(self._state),
+                **self._place(),
+                "updates": updates(self._optimizer),
+                "guard": self._guard.state(),
+                "ranks": self.world.size,
+                "threads": torch.get_num_threads(),
+            },
         )
 
 
-class Metrics:
-    """A training's records: `metrics.jsonl`, and the same in a tracker if one is asked for."""
-
-    def __init__(self, directory: Path, tracker: str) -> None:
-        self._jsonl = JsonlWriter(directory / "metrics.jsonl")
-        self._board = None
-        if tracker == "tensorboard":
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(directory / "tensorboard")
-
-    def append(self, record: dict[str, Any]) -> None:
-        """Write one record; numbers go to the tracker under their kind and name."""
-        self._jsonl.append(record)
-        if self._board is None:
-            return
-        values = record["losses"] if record["kind"] == "validation" else record
-        for name, value in values.items():
-            if isinstance(value, (int, float)) and name not in ("step", "kind"):
-                self._board.add_scalar(f"{record['kind']}/{name}", value, record["step"])
-
-    def close(self) -> None:
-        """Flush and close."""
-        self._jsonl.close()
-        if self._board is not None:
-            self._board.close()
-
-
 def measure_all(
-    model: PreTrainedModel, prepared: Prepared, sequence_length: int, batch_sequences: int, dtype: torch.dtype
+    model: PreTrainedModel,
+    prepared: Prepared,
+    sequence_length: int,
+    batch_sequences: int,
+    dtype: torch.dtype,
+    *,
+    document_mask: bool = False,
 ) -> dict[str, SetLosses]:
     """Measure a model on the development set and on every validation set, whole."""
     return {
@@ -299,42 +469,10 @@ def measure_all(
             context_token=prepared.context_token,
             batch_sequences=batch_sequences,
             dtype=dtype,
+            document_mask=document_mask,
         )
         for name in prepared.measured_names
     }
-
-
-def _optimizer(model: PreTrainedModel, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with decay on matrices alone: norms and biases are vectors, and decaying them has no use."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in parameters if parameter.dim() >= 2]
-    vectors = [parameter for parameter in parameters if parameter.dim() < 2]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=True
-    )
-
-
-def _micro_batches(
-    inputs: Tokens, labels: Tokens, sequences: int, device: torch.device
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """A step's sequences in equal parts, each (sequences, T); the last is filled up with rows that do not count.
-
-    Equal shapes keep a compiled model from compiling again for the last step of a run.
-    """
-    for start in range(0, len(inputs), sequences):
-        ids, targets = (
-            torch.from_numpy(inputs[start : start + sequences]),
-            torch.from_numpy(labels[start : start + sequences]),
-        )
-        missing = sequences - len(ids)
-        if missing and len(inputs) > sequences:
-            ids = torch.nn.functional.pad(ids, (0, 0, 0, missing))
-            targets = torch.nn.functional.pad(targets, (0, 0, 0, missing), value=IGNORED)
-        yield ids.to(device), targets.to(device)
 
 
 @contextmanager
@@ -343,7 +481,7 @@ def _stop_signals() -> Iterator[list[int]]:
     received: list[int] = []
 
     def note(number: int, _frame: FrameType | None) -> None:
-        if received:
+        if received and number == signal.SIGINT:
             raise KeyboardInterrupt
         received.append(number)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +12,12 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel
 
-from inheritune.loss import IGNORED, token_losses
+from inheritune.distributed import World
+from inheritune.loss import IGNORED
+from inheritune.objective import Objective, Scores
 from inheritune.parallel import autocast
 from inheritune.reference import eval_mode
-from inheritune.tokens import TokenSet, whole_set
+from inheritune.tokens import TokenSet, whole_set, whole_set_positions
 
 Documents = npt.NDArray[np.float64]
 
@@ -55,16 +58,27 @@ class Batch:
     """(B, T), int64: the next tokens, `loss.IGNORED` after the set's end."""
     first: int
     """Which block of the set is its first."""
+    positions: torch.Tensor | None = None
+    """(B, T), int64: places in the documents, where documents must not see each other."""
 
 
 def set_batches(
-    tokens: TokenSet, *, sequence_length: int, context_token: int, batch_sequences: int, device: torch.device
+    tokens: TokenSet,
+    *,
+    sequence_length: int,
+    context_token: int,
+    batch_sequences: int,
+    device: torch.device,
+    document_mask: bool = False,
 ) -> Iterator[Batch]:
     """A whole set in order, as one stream in blocks of `sequence_length` tokens, `batch_sequences` blocks a batch."""
+    places = whole_set_positions(tokens, sequence_length) if document_mask else None
     inputs, labels = whole_set(tokens, sequence_length, context_token, IGNORED)  # each (blocks, sequence_length)
     for first in range(0, len(inputs), batch_sequences):
         rows = slice(first, first + batch_sequences)
-        yield Batch(torch.from_numpy(inputs[rows]).to(device), torch.from_numpy(labels[rows]).to(device), first)
+        positions = None if places is None else torch.from_numpy(places[rows]).to(device)
+        ids, wanted = (torch.from_numpy(x[rows]).to(device) for x in (inputs, labels))
+        yield Batch(ids, wanted, first, positions)
 
 
 class TokenScores:
@@ -76,13 +90,18 @@ class TokenScores:
         self._nats = np.zeros(tokens.tokens, np.float32)
         self._correct = np.zeros(tokens.tokens, np.bool_)
 
-    def add(self, batch: Batch, logits: torch.Tensor) -> None:
-        """Score a batch by its logits, (B, T, V)."""
+    def add(self, batch: Batch, scores: Scores) -> None:
+        """Note what a model scored on a batch."""
         start = batch.first * batch.ids.shape[1]
         place = slice(start, start + batch.ids.numel())
         within = len(self._nats[place])  # the last block may reach beyond the set's end
-        self._nats[place] = token_losses(logits, batch.labels).flatten()[:within].cpu().numpy()
-        self._correct[place] = (logits.argmax(-1) == batch.labels).flatten()[:within].cpu().numpy()
+        self._nats[place] = scores.nats.flatten()[:within].cpu().numpy()
+        self._correct[place] = scores.correct.flatten()[:within].cpu().numpy()
+
+    def add_up(self, world: World) -> None:
+        """Bring together what the ranks scored, each some batches; the others' places hold zeros, so sums are exact."""
+        for values in (self._nats, self._correct):
+            values[:] = world.add_up(torch.from_numpy(values.astype(np.float32)).to(world.device)).cpu().numpy()
 
     def by_document(self) -> SetLosses:
         """The sums by document, in float64."""
@@ -102,6 +121,7 @@ def measure(
     context_token: int,
     batch_sequences: int,
     dtype: torch.dtype,
+    document_mask: bool = False,
 ) -> SetLosses:
     """Measure a model on a whole set.
 
@@ -115,17 +135,52 @@ def measure(
         context_token: what the first token of the set is predicted from.
         batch_sequences: blocks a forward pass.
         dtype: of matrix products; losses are float32, their sums float64.
+        document_mask: whether a token sees its own document alone.
+    """
+    return measure_objective(
+        Objective(model, dtype),
+        tokens,
+        World(rank=0, size=1, device=model.device),
+        sequence_length=sequence_length,
+        context_token=context_token,
+        batch_sequences=batch_sequences,
+        document_mask=document_mask,
+    )
+
+
+@torch.no_grad()
+def measure_objective(
+    objective: Objective,
+    tokens: TokenSet,
+    world: World,
+    *,
+    sequence_length: int,
+    context_token: int,
+    batch_sequences: int,
+    document_mask: bool = False,
+) -> SetLosses:
+    """Measure the model of an objective, possibly sharded, on a whole set; every rank does its share of the batches.
+
+    A collective call; what it gives is the same on every rank. The arguments are those of `measure`.
     """
     scores = TokenScores(tokens)
-    with eval_mode(model):
-        for batch in set_batches(
-            tokens,
-            sequence_length=sequence_length,
-            context_token=context_token,
-            batch_sequences=batch_sequences,
-            device=model.device,
-        ):
-            scores.add(batch, logits_of(model, batch.ids, dtype))
+    batches = set_batches(
+        tokens,
+        sequence_length=sequence_length,
+        context_token=context_token,
+        batch_sequences=batch_sequences,
+        device=world.device,
+        document_mask=document_mask,
+    )
+    with eval_mode(objective.model):
+        for turn in iter(lambda: list(itertools.islice(batches, world.size)), []):
+            # a rank without a batch of its own in the last turn runs another's: a sharded model needs all ranks
+            batch = turn[min(world.rank, len(turn) - 1)]
+            found = objective(batch.ids, batch.labels, batch.positions, scored=True)
+            if world.rank < len(turn):
+                scores.add(batch, found)
+    if world.size > 1:
+        scores.add_up(world)
     return scores.by_document()
 
 

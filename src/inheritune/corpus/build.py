@@ -26,7 +26,7 @@ from inheritune.corpus.shards import TaskTokens, write_set
 from inheritune.corpus.sources import HUB, PYTHON_SOURCE
 from inheritune.corpus.steps import WANTED, Scan, Tokenise, load_encoder, reread, save_array
 from inheritune.corpus.tokenizing import TokenizerFacts
-from inheritune.corpus.worker import run_tasks
+from inheritune.corpus.worker import Step, run_tasks
 from inheritune.errors import Refused
 from inheritune.run_directory import read_json, write_atomic, write_json
 
@@ -124,11 +124,14 @@ class Build:
         write_atomic(self.work / "tokenizer.json", self.facts.serialized)
         return plan
 
+    def _run(self, step: Step, name: str, tasks: int, *, small: bool) -> None:
+        run_tasks(step, name, tasks, self.data, self.workers, small=small, report=self.report)
+
     def _scan(self, plan: Plan) -> tuple[Documents, list[dict[str, Any]]]:
         """The index of all documents in the sources' order, and what was counted by source."""
         (self.work / "scan").mkdir(exist_ok=True)
         small = sum(file.size * (4 if file.compression else 1) for file in plan.files) < _SMALL_SCAN_BYTES
-        run_tasks(Scan(str(self.work)), "scan", len(plan.tasks), self.workers, small=small)
+        self._run(Scan(str(self.work)), "scan", len(plan.tasks), small=small)
         counts: list[dict[str, Any]] = [{"bad": 0, "empty": 0, "first_bad": ""} for _ in self.sources]
         parts = [np.zeros(0, DOCUMENT)]
         for rank in range(len(plan.tasks)):
@@ -178,7 +181,7 @@ class Build:
         size = int(wanted["bytes"].sum())
         began = time.monotonic()
         step = Tokenise(str(self.work), name)
-        run_tasks(step, name, len(borders) - 1, self.workers, small=size < _SMALL_TOKENISE_BYTES)
+        self._run(step, name, len(borders) - 1, small=size < _SMALL_TOKENISE_BYTES)
         for rank, (first, last) in enumerate(zip(borders[:-1].tolist(), borders[1:].tolist(), strict=True)):
             result = np.load(directory / f"{rank:05d}.npy")
             part = ids[first:last]

@@ -9,11 +9,15 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from inheritune.config import SlurmConfig
 from inheritune.corpus.steps import Scan, Tokenise
 from inheritune.errors import Failed, InherituneError, Refused
 from inheritune.run_directory import write_json
+
+if TYPE_CHECKING:
+    from inheritune.corpus.cluster import Jobs
 
 _WATCH_SECONDS = 0.5
 
@@ -22,23 +26,55 @@ def main() -> None:
     """Run one job, given as JSON on the command line."""
     job = json.loads(sys.argv[1])
     directory = Path(job["directory"])
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    step = {"Scan": Scan, "Tokenise": Tokenise}[job["step"]](**job["arguments"])
+    running: list[Jobs] = []
+    threading.Thread(target=_end_with_parent, args=(running,), daemon=True).start()
+    try:
+        if job["executor"] == "local":
+            _run_here(step, directory, job)
+        else:
+            _run_on_cluster(step, directory, job, running)
+    except InherituneError as error:
+        _end(directory, error)
+    except OSError as error:
+        _end(directory, Failed(f"{error.filename or directory}: {error.strerror}; mend it, then start again to go on"))
+
+
+def _run_here(step: Scan | Tokenise, directory: Path, job: dict[str, Any]) -> None:
     threading.Thread(target=_end_with_killed_worker, args=(directory,), daemon=True).start()
     from datatrove.executor.local import LocalPipelineExecutor
 
     executor = LocalPipelineExecutor(
-        pipeline=[{"Scan": Scan, "Tokenise": Tokenise}[job["step"]](**job["arguments"])],
+        pipeline=[step],
         tasks=job["tasks"],
         workers=job["workers"],
         logging_dir=job["directory"],
         start_method="forkserver",
     )
+    executor.run()
+
+
+def _run_on_cluster(step: Scan | Tokenise, directory: Path, job: dict[str, Any], running: list[Jobs]) -> None:
+    from inheritune.corpus.cluster import Portion, follow, undone
+
+    portion = Portion(step, str(directory), undone(directory, job["tasks"]), job["tasks"], os.getcwd())
+    jobs: Jobs
+    if job["executor"] == "slurm":
+        from inheritune.corpus.slurm_jobs import SlurmJobs
+
+        jobs = SlurmJobs(directory, job["workers"], SlurmConfig(**job["slurm"]))
+    else:
+        from inheritune.corpus.ray_jobs import RayJobs
+
+        jobs = RayJobs(directory, job["workers"])
+    running.append(jobs)
     try:
-        executor.run()
-    except InherituneError as error:
-        _end(directory, error)
-    except OSError as error:
-        _end(directory, Failed(f"{error.filename or directory}: {error.strerror}; mend it, then start again to go on"))
+        jobs.start(portion)
+        follow(jobs, directory, job["tasks"], poll_seconds=job["poll_seconds"], grace_seconds=job["grace_seconds"])
+    except BaseException:
+        jobs.stop()
+        raise
+    jobs.finish()
 
 
 def _end(directory: Path, error: InherituneError) -> NoReturn:
@@ -53,12 +89,16 @@ def _end_group() -> NoReturn:
     os._exit(1)
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(running: list[Jobs]) -> None:
     """The parent holds the other end of standard input: when that closes, however it died, nobody waits for this."""
     # Not through sys.stdin: a fork would copy its lock while it is held, and the copy would wait for ever.
     while os.read(0, 1):
         pass
-    _end_group()
+    try:
+        for jobs in running:
+            jobs.stop()
+    finally:
+        _end_group()
 
 
 def _end_with_killed_worker(directory: Path) -> None:

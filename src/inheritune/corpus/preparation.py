@@ -20,13 +20,14 @@ from inheritune.corpus.settings import check_settings
 from inheritune.corpus.sources import resolve
 from inheritune.corpus.steps import load_encoder
 from inheritune.corpus.tokenizing import TokenizerFacts, load_tokenizer
+from inheritune.corpus.worker import check_executor
 from inheritune.errors import Failed, Refused
 from inheritune.run_directory import lock, read_json
 
 FORMAT = 1
 WORK = ".work"
 
-_WITHOUT_EFFECT = ("workers", "passes", "sequence_length", "prepared")
+_WITHOUT_EFFECT = ("workers", "executor", "slurm", "passes", "sequence_length", "prepared")
 """Settings that do not change what is written."""
 
 
@@ -37,6 +38,7 @@ def check_sources(data: DataConfig) -> None:
         Refused: the first thing that is wrong, in one line.
     """
     check_settings(data)
+    check_executor(data)
     _resolve_all(data)
     read_seen(data.exclude_seen)
 
@@ -59,6 +61,7 @@ def prepare(
     settings = _settings(data)
     if (finished := _finished(out, settings, facts)) is not None:
         return finished
+    check_executor(data)
     files = _resolve_all(data)
     seen = read_seen(data.exclude_seen)
     if out.exists() and not out.is_dir():
@@ -189,8 +192,8 @@ def _drop_unfinished(out: Path) -> None:
 
 
 def _workers(data: DataConfig) -> int:
-    """As many as asked for; by default one a core that this process may use."""
-    return data.workers if data.workers > 0 else len(os.sched_getaffinity(0))
+    """As many as asked for; by default one a core that this process may use, or, 0, of the cluster."""
+    return data.workers if data.workers > 0 or data.executor != "local" else len(os.sched_getaffinity(0))
 
 
 def _silent(line: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.util
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +19,12 @@ from inheritune.rules import WHOLE_INITS
 from inheritune.run_directory import read_json
 from inheritune.tokens import Prepared, open_prepared
 
+_FREE = (
+    *(("data", key) for key in ("workers", "executor", "slurm")),
+    *(("train", key) for key in ("micro_batch_sequences", "parallel", "fsdp_ranks", "tracker")),
+)
+"""What a run may go on with otherwise than it began: it changes speed, where things run, or how sums round at most."""
+
 
 def check_recipe(recipe: Recipe) -> None:
     """What a recipe says of itself must be possible here."""
@@ -27,8 +32,6 @@ def check_recipe(recipe: Recipe) -> None:
         raise Refused(
             "recipe: give a reference (a directory, a hub id or packaged:demo), or an architecture to start from"
         )
-    if recipe.train.tracker == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
-        raise Refused("train.tracker: tensorboard is not installed; pip install 'inheritune[tensorboard]'")
     if recipe.reference is None and recipe.controls:
         raise Refused("recipe: controls compare a target with its reference; this recipe starts from an architecture")
 
@@ -115,7 +118,8 @@ def check_directory(directory: Path, recipe: Recipe) -> None:
         raise Refused(f"{path}: damaged, so what this run is cannot be told; restore it, or choose another --out")
     mine = recipes.as_dict(recipe)
     for values in (held, mine):
-        values["data"].pop("workers", None)  # changes speed, not the result
+        for section, key in _FREE:
+            values.get(section, {}).pop(key, None)
     difference = recipes.first_difference(held, mine)
     if difference is not None:
         key, old, new = difference

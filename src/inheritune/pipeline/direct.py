@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from inheritune import corpus, layerwise, reference as references, surgery
 from inheritune.config import DataConfig
 from inheritune.console import Console
-from inheritune.distributed import world
+from inheritune.distributed import single
 from inheritune.errors import Failed, Refused
 from inheritune.parallel import compute_dtype, place
 from inheritune.pipeline.checks import check_can_be_made, check_cut, check_tokenizer, no_empty_parents
@@ -230,7 +230,7 @@ def _by_influence(
         sequence_length=min(_SEQUENCE_LENGTH, found.max_positions or _SEQUENCE_LENGTH),
         batch_sequences=_BATCH_SEQUENCES,
         compute="auto",
-        device=world().device,
+        device=single().device,
     )
     indices = tuple(record["layers"])
     console.line(f"influence on {record['tokens']:,} tokens: layers {surgery.spelled(indices)} have the greatest")
@@ -286,7 +286,7 @@ def _loaded(
     reference: Reference, compute: str = "auto", device: torch.device | None = None
 ) -> tuple[PreTrainedModel, torch.dtype]:
     """The reference in float32 on the device, and the dtype of matrix products, as runs measure it."""
-    device = device or world().device
+    device = device or single().device
     try:
         model = references.load(reference)
     except Failed as error:

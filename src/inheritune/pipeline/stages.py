@@ -17,29 +17,32 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from inheritune import checkpoint, corpus, environment, recipe as recipes, reference as references, scratch, surgery
-from inheritune.config import DataConfig, Recipe
+from inheritune import corpus, environment, recipe as recipes, reference as references, scratch, surgery
+from inheritune.config import Recipe
 from inheritune.console import Console
-from inheritune.distributed import World, world
+from inheritune.distributed import World, joined, lost_rank
 from inheritune.errors import Failed, InherituneError, Interrupted, Refused
-from inheritune.parallel import compute_dtype, place, uncompile_blocks
+from inheritune.objective import keeps_documents_apart
+from inheritune.parallel import check_ranks, compute_dtype, place, uncompile_blocks
 from inheritune.pipeline import checks
 from inheritune.pipeline.direct import influence_record
+from inheritune.pipeline.outcome import called, directory_of, finish, show
 from inheritune.reference import Reference, cast_as_loaded, parameters
-from inheritune.report import render_table, usage, write_report
-from inheritune.result import OwnTraining, assemble
 from inheritune.rules import canonical_init, init_parts
-from inheritune.run_directory import clear, lock, read_json, read_jsonl, write_atomic, write_json
+from inheritune.run_directory import clear, lock, read_json, write_atomic, write_json
 from inheritune.tokens import Prepared, TrainingBlocks, open_prepared
+from inheritune.tracking import check_tracker
 from inheritune.training import Trainer, measure_all
 
 Record = dict[str, Any]
+_MEASURED_AT_ONCE = 8
+"""Sequences a forward pass of a measurement where the recipe leaves the micro-batch to be found."""
 _TOKENIZER_BYTES = 40_000_000
 """Text that a tokenizer is trained on at most: more changes a few thousand entries little, and takes minutes."""
 
 
 def run(recipe: Recipe, out: Path | None = None, *, console: Console | None = None, until: str = "report") -> Record:
-    """Run a recipe, or go on with it, in its run directory.
+    """Run a recipe, or go on with it, in its run directory; under torchrun on all its ranks.
 
     Args:
         recipe: the experiment.
@@ -58,28 +61,43 @@ def run(recipe: Recipe, out: Path | None = None, *, console: Console | None = No
     """
     recipe = recipes.resolve_paths(recipe)
     directory = out if out is not None else Path("runs") / recipe.name
-    stages = _Stages(recipe, directory, console or Console())
-    stages.check()
-    created = not directory.exists()
-    with checks.no_empty_parents(directory), lock(directory):
-        stages.check_directory()  # again: another run may have begun here while this one was being checked
-        fresh = not (directory / "recipe.yaml").exists()
+    with joined() as world, contextlib.ExitStack() as stack:
+        stages = _Stages(recipe, directory, console or Console(silent=not world.main), world)
+        stages.check()
+        created, fresh = world.on_main(lambda: _enter(stack, stages))
         try:
             return stages.run(until)
         except Refused:
-            if fresh:
+            if fresh and world.main:
                 clear(directory, remove=created)
             raise
+        except Interrupted as stop:
+            stop.said = not world.main
+            raise
+        except RuntimeError as error:
+            if world.size > 1 and lost_rank(error):
+                raise Failed(f"{directory}: another rank was lost; the same command goes on from there") from error
+            raise
+
+
+def _enter(stack: contextlib.ExitStack, stages: _Stages) -> tuple[bool, bool]:
+    """Take the run directory for this run; whether it is made now, and whether the run begins now."""
+    directory = stages.directory
+    created = not directory.exists()
+    stack.enter_context(checks.no_empty_parents(directory))
+    stack.enter_context(lock(directory))
+    stages.check_directory()  # again: another run may have begun here while this one was being checked
+    return created, not (directory / "recipe.yaml").exists()
 
 
 class _Stages:
     """One run: its recipe, its directory, and what the stages hand on to each other."""
 
-    def __init__(self, recipe: Recipe, directory: Path, console: Console) -> None:
+    def __init__(self, recipe: Recipe, directory: Path, console: Console, world: World) -> None:
         self.recipe = recipe
         self.directory = directory
         self.console = console
-        self.world: World = world()
+        self.world = world
         self.reference: Reference | None = None
         self.indices: tuple[int, ...] | None = None
         """The layers kept; None as long as they are to be found by their influence."""
@@ -87,6 +105,8 @@ class _Stages:
     def check(self) -> None:
         """Refuse all that can be refused now."""
         checks.check_recipe(self.recipe)
+        self.world.on_main(lambda: check_tracker(self.recipe.train.tracker))
+        check_ranks(self.world, self.recipe.train.fsdp_ranks)
         if self.recipe.reference is not None:
             self._find_reference(self.recipe.reference)
         else:
@@ -122,12 +142,9 @@ class _Stages:
 
     def run(self, until: str) -> Record:
         """Every stage up to `until`, with the state of the run kept in `result.json`."""
-        write_atomic(self.directory / "recipe.yaml", recipes.dump(self.recipe))
-        done = read_json(self.directory / "result.json")
-        if isinstance(done, dict) and done.get("state") == "done" and "target" in done:
-            self.console.line(f"{self.directory}: already done.")
-            return self._show(done)
-        write_json(self.directory / "environment.json", environment.describe())
+        done = self.world.on_main(self._begin)
+        if done is not None:
+            return done
         try:
             return self._run(until)
         except Interrupted:
@@ -143,25 +160,41 @@ class _Stages:
                 self._state("failed")
             raise
 
+    def _begin(self) -> Record | None:
+        """Write what the run is; its result, if it is done already."""
+        write_atomic(self.directory / "recipe.yaml", recipes.dump(self.recipe))
+        done = read_json(self.directory / "result.json")
+        if isinstance(done, dict) and done.get("state") == "done" and "target" in done:
+            self.console.line(f"{self.directory}: already done.")
+            return show(self.directory, done, self.console)
+        write_json(self.directory / "environment.json", environment.describe())
+        return None
+
     def _run(self, until: str) -> Record:
         self._state("running")
-        prepared = self._prepare(self._tokenizer())
+        world = self.world
+        data = world.on_main(lambda: self._prepare(self._tokenizer()).directory)
+        prepared = open_prepared(data)
         if until == "prepare":
             return self._state("prepared")
         if self.reference is not None:
-            self._inherit(self.reference, prepared)
+            reference = self.reference
+            self.indices = world.on_main(lambda: self._inherit(reference, prepared))
         if until == "inherit":
             return self._state("inherited")
-        self._train("target", prepared)
+        self._train("target", prepared, later=len(self._inits) - 1 if until == "report" else 0)
         if until == "train":
             return self._state("trained")
-        for name in self._inits[1:]:
-            self._train(name, prepared)
-        return self._finish(prepared)
+        for count, name in enumerate(self._inits[1:], 1):
+            self._train(name, prepared, later=len(self._inits) - 1 - count)
+        return world.on_main(
+            lambda: finish(self.directory, self.recipe, self._inits, self.reference, prepared, self.console)
+        )
 
     def _state(self, state: str) -> Record:
         record = {"name": self.recipe.name, "state": state}
-        write_json(self.directory / "result.json", record)
+        if self.world.main:
+            write_json(self.directory / "result.json", record)
         return record
 
     @contextlib.contextmanager
@@ -170,13 +203,11 @@ class _Stages:
         entry: Record = {}
         started = time.monotonic()
         yield entry
+        if not self.world.main:
+            return
         ledger = read_json(self.directory / "ledger.json") or {}
         ledger[stage] = {"seconds": round(time.monotonic() - started, 3), **entry}
         write_json(self.directory / "ledger.json", ledger)
-
-    def _data(self) -> DataConfig:
-        """The data section with its words resolved."""
-        return checks.resolved_data(self.recipe, self.reference)
 
     def _tokenizer(self) -> str:
         """Where the tokenizer is: the reference's own, or the one trained for an architecture."""
@@ -250,7 +281,7 @@ class _Stages:
                         prepared.set("train"),
                         count,
                         sequence_length=self.recipe.data.sequence_length,
-                        batch_sequences=self.recipe.train.micro_batch_sequences,
+                        batch_sequences=self._measured_at_once,
                         compute=self.recipe.train.compute_dtype,
                         device=self.world.device,
                     )
@@ -263,8 +294,12 @@ class _Stages:
                 raise Failed(f"{error} (these are the layers that {self.recipe.inherit.layers} found)") from error
         return self.indices
 
-    def _inherit(self, reference: Reference, prepared: Prepared) -> None:
-        """Cut, prove, record; measure the reference and, where it is a control, the cut before any training."""
+    def _inherit(self, reference: Reference, prepared: Prepared) -> tuple[int, ...]:
+        """Cut, prove, record; measure the reference and, where it is a control, the cut before any training.
+
+        Returns:
+            The layers kept.
+        """
         indices = self._layers(reference, prepared)
         losses = self.directory / "losses"
         wanted = ["reference", *(["cut"] if "cut" in self.recipe.controls else [])]
@@ -275,7 +310,7 @@ class _Stages:
         records = [self.directory / name for name in ("reference.json", "inheritance.json")]
         done = [*records, *(losses / f"{name}.json" for name in wanted)]
         if all(path.exists() for path in done) and (self.directory / "starts" / whole).exists():
-            return
+            return indices
         self.console.stage(
             f"Inheriting layers {surgery.spelled(indices)} of {reference.layers} from {reference.source}"
         )
@@ -294,6 +329,7 @@ class _Stages:
             self._measure("reference", references.load(reference), prepared)
         if "cut" in wanted:
             self._measure("cut", self._loaded(start), prepared)
+        return indices
 
     def _start(self, init: str, prepared: Prepared) -> Path:
         """What models with a whole init begin from, as a directory: cut and proven when it is first asked for."""
@@ -347,11 +383,20 @@ class _Stages:
             path.parent.mkdir(exist_ok=True)
             train = self.recipe.train
             dtype = compute_dtype(train.compute_dtype, self.world.device)
-            self.console.line(f"  measuring the {_called(name)} on {', '.join(prepared.measured_names)}")
+            self.console.line(f"  measuring the {called(name)} on {', '.join(prepared.measured_names)}")
             with self._timed(f"measure {name}"):
                 place(model.float(), self.world.device)
+                data = self.recipe.data
+                if data.document_mask and not keeps_documents_apart(model):
+                    what = f"{type(model).__name__} lets documents see each other in one sequence, whatever it is told"
+                    raise Failed(f"data.document_mask: {what}; set it to false in a new run, naming data.prepared")
                 losses = measure_all(
-                    model, prepared, self.recipe.data.sequence_length, train.micro_batch_sequences, dtype
+                    model,
+                    prepared,
+                    data.sequence_length,
+                    self._measured_at_once,
+                    dtype,
+                    document_mask=data.document_mask,
                 )
             record = {
                 "layers": model.config.get_text_config().num_hidden_layers,
@@ -377,37 +422,85 @@ class _Stages:
         model = references.fresh(config, self.recipe.train.seed, trust_remote_code=self.recipe.trust_remote_code)
         return model, wanted if isinstance(wanted, torch.dtype) else getattr(torch, wanted)
 
-    def _train(self, name: str, prepared: Prepared) -> None:
-        """Train a model, export it, measure what was exported. Skipped when its losses are recorded."""
-        if (self.directory / "losses" / f"{name}.json").exists():
+    @property
+    def _measured_at_once(self) -> int:
+        """Sequences a forward pass of a measurement."""
+        asked = self.recipe.train.micro_batch_sequences
+        return asked if asked != "auto" else _MEASURED_AT_ONCE
+
+    def _train(self, name: str, prepared: Prepared, *, later: int) -> None:
+        """Train a model, export it, measure what was exported. Skipped when its losses are recorded.
+
+        Args:
+            name: `target`, or a control's.
+            prepared: the data.
+            later: how many trainings come after this one.
+        """
+        world, directory = self.world, self._directory_of(name)
+        done, exported = world.on_main(lambda: self._before_training(name, prepared))
+        if done:
             return
-        directory = self._directory_of(name)
-        directory.mkdir(parents=True, exist_ok=True)
-        if not (directory / "model").exists():
-            self.console.stage(f"Training the {_called(name)}")
+        if not exported:
+            self.console.stage(f"Training the {called(name)}")
             model, dtype = self._model(name, prepared)
+            recipe = self.recipe
             trainer = Trainer(
-                model=place(model, self.world.device),
+                model=model,
                 prepared=prepared,
-                config=self.recipe.train,
+                config=recipe.train,
                 directory=directory,
-                sequence_length=self.recipe.data.sequence_length,
-                passes=self.recipe.data.passes,
+                sequence_length=recipe.data.sequence_length,
+                passes=recipe.data.passes,
                 report=self.console.line,
-                progress=self.console.progress,
+                progress=lambda progress: self.console.progress(progress, later),
+                world=world,
+                document_mask=recipe.data.document_mask,
+                teacher=self._teacher(),
+                run_name=f"{recipe.name}/{name}",
+                run_config=recipes.as_dict(recipe),
             )
             with self._timed(f"train {name}") as entry:
                 entry.update(dataclasses.asdict(trainer.run()))
+            self._export_trained(name, trainer, dtype, directory / "model")
+        world.on_main(lambda: self._measure(name, self._loaded(directory / "model"), prepared))
+
+    def _before_training(self, name: str, prepared: Prepared) -> tuple[bool, bool]:
+        """Whether a model is measured already, and whether it is exported; what it starts from is there afterwards."""
+        directory = self._directory_of(name)
+        directory.mkdir(parents=True, exist_ok=True)
+        done = (self.directory / "losses" / f"{name}.json").exists()
+        exported = (directory / "model").exists()
+        if self.reference is not None and not done and not exported:
+            init = self._init if name == "target" else name
+            self._start(init if init in ("inherit", "stack") else "inherit", prepared)
+        return done, exported
+
+    def _teacher(self) -> PreTrainedModel | None:
+        """The model to learn from, if the objective is distillation."""
+        if self.recipe.train.objective.distill is None or self.reference is None:
+            return None
+        return references.load(self.reference)
+
+    def _export_trained(self, name: str, trainer: Trainer, dtype: torch.dtype, out: Path) -> None:
+        """Write what was trained: rank 0 gathers the weights, each whole, into a model of its own."""
+        # every rank takes part in gathering, one keeps what comes of it
+        whole = {key: value.cpu() for key, value in trainer.exported() if self.world.main}
+
+        def write() -> None:
+            model = trainer.model
             uncompile_blocks(model)
-            if trainer.best_weights is not None:
-                checkpoint.load_weights(trainer.best_weights, model)
-            cast_as_loaded(model.cpu(), dtype, trust_remote_code=self.recipe.trust_remote_code)
-            self._export(name, model, directory / "model")
-        self._measure(name, self._loaded(directory / "model"), prepared)
+            if self.world.size > 1:  # its modules are sharded, or share their memory with DDP's
+                model = self._model(name, trainer.prepared)[0].float()
+            with torch.no_grad():
+                for key, parameter in model.cpu().named_parameters():
+                    parameter.copy_(whole[key])
+            cast_as_loaded(model, dtype, trust_remote_code=self.recipe.trust_remote_code)
+            self._export(name, model, out)
+
+        self.world.on_main(write)
 
     def _directory_of(self, name: str) -> Path:
-        """Where a model's records, checkpoints and export go."""
-        return self.directory if name == "target" else self.directory / "controls" / name
+        return directory_of(self.directory, name)
 
     def _export(self, name: str, model: PreTrainedModel, out: Path) -> None:
         """Write a Hugging Face directory of the model, with its tokenizer and its lineage."""
@@ -422,65 +515,3 @@ class _Stages:
         if init != "random":
             lineage = surgery.lineage(self.reference, surgery.kept(self.indices, init), init)
         surgery.save(model, None, out, {**lineage, **recipe}, reference=self.reference)
-
-    def _finish(self, prepared: Prepared) -> Record:
-        """Compute `result.json` from the records, write it and the report, show the table."""
-        own = self._own_training(prepared) if self.reference is not None else None
-        trained = ["target", *self._inits[1:]]
-        names = ("reference", *(["cut"] if "cut" in self.recipe.controls else []), *trained)
-        losses = {name: read_json(self.directory / "losses" / f"{name}.json") for name in names}
-        ledger = read_json(self.directory / "ledger.json")
-        for name in trained:
-            if losses[name] is not None and (not isinstance(ledger, dict) or f"train {name}" not in ledger):
-                what = f"{self.directory / 'ledger.json'}: has no entry of the {name}'s training"
-                raise Failed(f"{what}; restore the file, or run the recipe into another --out")
-        result = assemble(
-            self.recipe.name,
-            losses={name: record for name, record in losses.items() if record is not None},
-            ledger=ledger,
-            metrics={name: read_jsonl(self._directory_of(name) / "metrics.jsonl") for name in trained},
-            own_training=own,
-            main_set=prepared.main_set,
-            init=self._init,
-        )
-        result["sets"] = {
-            name: {key: entry[key] for key in ("documents", "tokens", "bytes")}
-            for name, entry in prepared.manifest["sets"].items()
-        }
-        result["model"] = "model"
-        write_json(self.directory / "result.json", result)
-        return self._show(result)
-
-    def _own_training(self, prepared: Prepared) -> OwnTraining:
-        """What is known of the reference's own training: its tokens, and its validation curve where it ships one."""
-        assert self.reference is not None
-        folder = Path(self.reference.path)
-        record = read_json(folder / "inheritune.json") or {}
-        held_out = [file["sha256"] for file in prepared.manifest["sets"][prepared.main_set]["files"]]
-        return OwnTraining(
-            name=self.reference.source,
-            tokens=self.reference.tokens_trained,
-            metrics=read_jsonl(folder / "training.jsonl"),
-            same_documents=record.get("held_out_sha256") == held_out,
-        )
-
-    def _show(self, result: Record) -> Record:
-        """The report, the table, the verdict, and how to use the model."""
-        page = write_report(self.directory)
-        self.console.table(render_table(result, read_json(self.directory / "ledger.json")))
-        model = self.directory / "model"
-        self.console.line(f"\n{result['verdict']}")
-        for difference in result.get("differences", {}).values():
-            self.console.line(difference["text"])
-        if result.get("tokens_to_match"):
-            self.console.line(result["tokens_to_match"]["text"])
-        self.console.line(f"\nReport: {page}\nModel:  {model}\n")
-        for line in usage(str(model)):
-            self.console.line(f"  {line}")
-        return result
-
-
-def _called(name: str) -> str:
-    """A model's name in a sentence."""
-    plain = {"reference": "reference", "target": "target", "cut": "untrained cut"}
-    return plain.get(name, f"{name} control")

@@ -1,0 +1,115 @@
+"""How many sequences of a micro-batch fit into memory: measured on one and two, estimated for more, tried on a GPU."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from inheritune.distributed import World
+from inheritune.hardware import available_memory_bytes
+
+_USABLE = 0.7
+"""Share of the memory that is free now that a micro-batch may take: allocators and libraries want some of their own."""
+
+
+def largest_micro_batch(
+    run: Callable[[int], None],
+    world: World,
+    *,
+    most: int,
+    batch_sequences: int,
+    later_bytes: int,
+    held: Iterable[torch.Tensor] = (),
+) -> int:
+    """The largest micro-batch of a rank that fits into memory; on many ranks a collective call, and the same on each.
+
+    What a forward keeps for its backward is counted on one and on two sequences: the difference is what a sequence
+    takes. On a GPU the size found is then tried, and halved until it fits. On a CPU nothing is tried that could fill
+    the memory, since there the system kills the process.
+
+    Args:
+        run: does a forward and a backward of so many sequences, and drops the gradients.
+        world: the ranks.
+        most: more sequences than this are never needed.
+        batch_sequences: sequences of a step, over all ranks.
+        held: tensors in memory already, which autograd keeps without any cost: the parameters.
+        later_bytes: what training will allocate once and has not yet: gradients, the optimiser's moments.
+
+    Returns:
+        Sequences; such that a step's micro-batches are of near equal size.
+    """
+    held = list(held)
+    one = saved_bytes(lambda: run(1), held)
+    fixed, each = one, one
+    if most >= 2:
+        two = saved_bytes(lambda: run(2), held)
+        each = max(1, two - one)
+        fixed = max(0, one - each)
+    usable = _USABLE * available_memory_bytes(world.device) - later_bytes - fixed
+    if world.device.type == "cpu":  # its ranks share one memory
+        usable /= max(1, world.size)
+    found = max(1, min(most, int(usable / each)))
+    found = min(world.gathered(found))
+    while world.device.type == "cuda" and found > 1 and not _fits(run, found, world):
+        found = math.ceil(found / 2)
+    rounds = math.ceil(batch_sequences / (found * world.size))
+    return math.ceil(batch_sequences / (rounds * world.size))
+
+
+def _fits(run: Callable[[int], None], sequences: int, world: World) -> bool:
+    """Whether a pass of so many sequences ends without running out of memory, on every rank."""
+    try:
+        run(sequences)
+        fits = True
+    except torch.OutOfMemoryError:
+        fits = False
+    torch.cuda.empty_cache()
+    return all(world.gathered(fits))
+
+
+def saved_bytes(run: Callable[[], None], held: Iterable[torch.Tensor] = ()) -> int:
+    """The most bytes that autograd keeps at a time for the backward of `run`; each storage counts once, `held` not."""
+    count = _Count({tensor.untyped_storage().data_ptr() for tensor in held})
+
+    def pack(tensor: torch.Tensor) -> _Kept:
+        return _Kept(tensor, count)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
+        run()
+    return count.peak
+
+
+class _Count:
+    """Bytes of the storages kept now, and the most so far."""
+
+    def __init__(self, ignored: set[int]) -> None:
+        self.peak = self.now = 0
+        self._holders: dict[int, int] = {}
+        self._ignored = ignored
+
+    def add(self, storage: Any) -> None:
+        key = storage.data_ptr()
+        self._holders[key] = self._holders.get(key, 0) + 1
+        if self._holders[key] == 1 and key not in self._ignored:
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+
+    def drop(self, storage: Any) -> None:
+        key = storage.data_ptr()
+        self._holders[key] -= 1
+        if not self._holders[key] and key not in self._ignored:
+            self.now -= storage.nbytes()
+
+
+class _Kept:
+    """A tensor that autograd keeps; counted as long as it does."""
+
+    def __init__(self, tensor: torch.Tensor, count: _Count) -> None:
+        self.tensor, self._count = tensor, count
+        count.add(tensor.untyped_storage())
+
+    def __del__(self) -> None:
+        self._count.drop(self.tensor.untyped_storage())

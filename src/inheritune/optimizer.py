@@ -1,0 +1,128 @@
+"""AdamW, gradient clipping, the guard that skips a step gone wrong: all on the device, nothing waits for the host."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from inheritune.config import TrainConfig
+
+_WINDOW = 128
+"""Gradient norms whose median is the running one."""
+_ENOUGH = 16
+"""Norms below which there is no median to speak of: what is finite then counts as normal."""
+
+
+def adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW with decay on matrices alone: norms and biases are vectors, and decaying them has no use."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in parameters if parameter.dim() >= 2]
+    vectors = [parameter for parameter in parameters if parameter.dim() < 2]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        eps=config.epsilon,
+        fused=True,
+    )
+
+
+def clipped_norm(parameters: list[nn.Parameter], limit: float) -> torch.Tensor:
+    """The gradients' global norm before clipping, a scalar; clips them to `limit`, 0 for none, in place."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
+    if limit:
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    return norm
+
+
+class Guard:
+    """Decides, on the device, whether a step is taken: not where its gradient norm is not finite, or a spike.
+
+    Args:
+        device: where norms are.
+        factor: a norm above this many times the median of the last norms is a spike; 0: none is.
+    """
+
+    def __init__(self, device: torch.device, factor: float) -> None:
+        self._factor = factor or math.inf
+        self._norms = torch.full((_WINDOW,), math.nan, device=device)
+        self._places = torch.arange(_WINDOW, device=device)
+        self._seen = torch.zeros((), dtype=torch.int64, device=device)
+        self.in_a_row = torch.zeros((), device=device)
+        """Steps skipped one after the other, up to now."""
+
+    def judge(self, norm: torch.Tensor) -> torch.Tensor:
+        """1.0 if the step with this gradient norm is to be skipped, else 0.0: what a fused optimiser's `found_inf` is.
+
+        The norms of skipped steps are not remembered: a row of spikes does not become normal.
+        """
+        median = self._norms.nanmedian()
+        spike = (self._seen >= _ENOUGH) & (norm > self._factor * median)
+        skipped = ~norm.isfinite() | spike
+        # by comparison, since an index that lies on a GPU would be waited for
+        here = (self._places == self._seen % _WINDOW) & ~skipped
+        self._norms = torch.where(here, norm, self._norms)
+        self._seen += (~skipped).long()
+        self.in_a_row = torch.where(skipped, self.in_a_row + 1, 0.0)
+        return skipped.float()
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it; waits for the device."""
+        norms = [None if math.isnan(norm) else norm for norm in self._norms.tolist()]
+        return {"norms": norms, "seen": int(self._seen), "in_a_row": float(self.in_a_row)}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        norms = [math.nan if norm is None else norm for norm in state["norms"]]
+        self._norms.copy_(torch.tensor(norms))
+        self._seen.fill_(state["seen"])
+        self.in_a_row.fill_(state["in_a_row"])
+
+
+def take_step(optimizer: torch.optim.AdamW, skipped: torch.Tensor) -> None:
+    """Take a step, or none where `skipped` is 1.0: the fused kernel then leaves weights, moments and counters alone."""
+    optimizer.found_inf = skipped  # type: ignore[attr-defined]
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def updates(optimizer: torch.optim.AdamW) -> int:
+    """How many steps were taken; skipped ones do not count. Waits for the device."""
+    for state in optimizer.state.values():
+        return int(state["step"])
+    return 0
+
+
+def moments(optimizer: torch.optim.AdamW, names: dict[nn.Parameter, str]) -> dict[str, torch.Tensor]:
+    """AdamW's moments by `exp_avg.NAME` and `exp_avg_sq.NAME`; a parameter without gradients has none."""
+    return {
+        f"{kind}.{name}": optimizer.state[parameter][kind]
+        for parameter, name in names.items()
+        if parameter in optimizer.state
+        for kind in ("exp_avg", "exp_avg_sq")
+    }
+
+
+def empty_moments(
+    optimizer: torch.optim.AdamW, names: dict[nn.Parameter, str], held: set[str], taken: int
+) -> dict[str, torch.Tensor]:
+    """Make room for the moments that a checkpoint holds, to be loaded into; `taken` is how many steps were taken."""
+    for parameter, name in names.items():
+        if f"exp_avg.{name}" in held:
+            optimizer.state[parameter] = {
+                "step": torch.tensor(float(taken), device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter, requires_grad=False),
+                "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
+            }
+    return moments(optimizer, names)
