@@ -137,7 +137,7 @@ def test_places_in_documents_are_those_that_one_reads(
     blocks = TrainingBlocks(tokens, length, 1, 4, seed=1)
     for index in range(blocks.blocks):
         inputs, _ = blocks.rows([index])
-        assert blocks.positions([index]).tolist() == [walked(inputs[0].tolist())]
+        assert blocks.rows_apart([index], 99)[2].tolist() == [walked(inputs[0].tolist())]
     inputs, labels = whole_set(tokens, length, END, -100)
     places = whole_set_positions(tokens, length)
     assert places.shape == inputs.shape
@@ -150,7 +150,7 @@ def test_places_of_blocks_come_in_their_order(tmp_path: Path) -> None:
     tokens = token_set(tmp_path, [[[1, 2, 3, 4, END], [6, 7, END], [9, END]]])
     blocks = TrainingBlocks(tokens, 3, 1, 4, seed=1)
     assert blocks.rows([2, 0, 1])[0].tolist() == [[7, END, 9], [1, 2, 3], [4, END, 6]]
-    assert blocks.positions([2, 0, 1]).tolist() == [[0, 0, 1], [0, 1, 2], [0, 0, 1]]
+    assert blocks.rows_apart([2, 0, 1], 99)[2].tolist() == [[0, 0, 1], [0, 1, 2], [0, 0, 1]]
     # a set is read from the token before its first: as that of the stream, but one later
     assert whole_set(tokens, 4, END, -100)[0].tolist() == [[END, 1, 2, 3], [4, END, 6, 7], [END, 9, END, END]]
     assert whole_set_positions(tokens, 4)[:, :2].tolist() == [[0, 1], [0, 0], [0, 1]]
@@ -182,3 +182,18 @@ def test_the_last_step_is_dealt_as_far_as_it_goes(tmp_path: Path) -> None:
     last = blocks.indices(2)
     assert len(last) == 1
     assert [blocks.micro_batches(2, 2, rank, 2) for rank in range(2)] == [[last], [[]]]
+
+
+def test_a_document_cut_short_is_no_context_for_the_next(tmp_path: Path) -> None:
+    end = 99
+    tokens = token_set(tmp_path, [[[1, 2, end], [3, 4], [5, 6, end]]])  # the second was cut: it lacks its end
+    blocks = TrainingBlocks(tokens, 7, passes=1, batch_sequences=1, seed=0)
+    inputs, labels, places = blocks.rows_apart([0], end)
+    assert inputs.tolist() == [[1, 2, end, 3, end, 5, 6]]
+    assert labels.tolist() == [[2, end, 3, 4, 5, 6, end]]
+    assert places.tolist() == [[0, 1, 0, 1, 0, 1, 2]]
+    inputs, labels = whole_set(tokens, 8, end, -100, apart=True)
+    assert inputs.tolist() == [[end, 1, 2, end, 3, end, 5, 6]]
+    assert labels.tolist() == [[1, 2, end, 3, 4, 5, 6, end]]
+    assert whole_set_positions(tokens, 8).tolist() == [[0, 1, 2, 0, 1, 0, 1, 2]]
+    assert whole_set(tokens, 8, end, -100)[0].tolist() == [[end, 1, 2, end, 3, 4, 5, 6]]

@@ -20,11 +20,12 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from inheritune import checkpoint, training
 from inheritune.config import TrainConfig
 from inheritune.errors import Failed, Interrupted
+from inheritune.metrics import Progress
 from inheritune.objective import Objective
 from inheritune.optimizer import adamw, clipped_norm
 from inheritune.run_directory import read_jsonl
 from inheritune.tokens import Prepared, TokenSet
-from inheritune.training import Progress, Trained, Trainer
+from inheritune.training import Trained, Trainer
 from inheritune.validation import SetLosses
 
 MakePrepared = Callable[..., Prepared]

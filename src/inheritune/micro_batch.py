@@ -48,9 +48,8 @@ def largest_micro_batch(
         two = saved_bytes(lambda: run(2), held)
         each = max(1, two - one)
         fixed = max(0, one - each)
-    usable = _USABLE * available_memory_bytes(world.device) - later_bytes - fixed
-    if world.device.type == "cpu":  # its ranks share one memory
-        usable /= max(1, world.size)
+    sharers = world.size if world.device.type == "cpu" else 1  # a CPU's ranks share one memory
+    usable = _USABLE * available_memory_bytes(world.device) / sharers - later_bytes - fixed
     found = max(1, min(most, int(usable / each)))
     found = min(world.gathered(found))
     while world.device.type == "cuda" and found > 1 and not _fits(run, found, world):

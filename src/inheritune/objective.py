@@ -225,17 +225,12 @@ class _Chunked(torch.autograd.Function):
         *parameters: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         flat = _flat(hidden)
-        wanted = any(context.needs_input_grad)
-        hidden_gradient = torch.zeros_like(flat) if wanted else None
+        hidden_gradient = torch.zeros_like(flat)
         gradients: list[torch.Tensor | None] = [None] * len(parameters)
         totals = [torch.zeros((), device=hidden.device) for _ in Losses._fields]
         for chunk in chunks:
-            piece = flat[:, chunk].detach()
-            if hidden_gradient is None:
-                _add(totals, losses(chunk, piece))
-                continue
             with torch.enable_grad():
-                piece.requires_grad_()
+                piece = flat[:, chunk].detach().requires_grad_()
                 found = losses(chunk, piece)
                 of_piece, *of_parameters = torch.autograd.grad(found.minimised, [piece, *parameters], allow_unused=True)
             _add(totals, found)
@@ -244,7 +239,7 @@ class _Chunked(torch.autograd.Function):
                 held = gradients[index]
                 if gradient is not None:
                     gradients[index] = gradient if held is None else held.add_(gradient)
-        context.save_for_backward(hidden_gradient.reshape(hidden.shape) if hidden_gradient is not None else None)
+        context.save_for_backward(hidden_gradient.reshape(hidden.shape))
         context.gradients = gradients
         context.mark_non_differentiable(*totals[1:])
         return tuple(totals)

@@ -70,6 +70,13 @@ class TokenSet:
         """
         return _places(self.document_ends - 1, start, stop)
 
+    def last_tokens(self, start: int, stop: int) -> npt.NDArray[np.bool_]:
+        """Which tokens of [start, stop) are their document's last: (stop - start,)."""
+        ends = self.document_ends - 1
+        found = np.zeros(stop - start, np.bool_)
+        found[ends[np.searchsorted(ends, start) : np.searchsorted(ends, stop)] - start] = True
+        return found
+
 
 def _places(begins: Tokens, start: int, stop: int) -> Tokens:
     """How far each index of [start, stop) is from the last of `begins`, ascending, or from `start`."""
@@ -210,10 +217,17 @@ class TrainingBlocks:
         rows = np.stack([self.tokens.read(i * length, (i + 1) * length + 1) for i in indices])
         return rows[:, :-1], rows[:, 1:]
 
-    def positions(self, indices: list[int]) -> Tokens:
-        """The place of some blocks' inputs in their documents: (blocks, sequence_length)."""
+    def rows_apart(self, indices: list[int], context_token: int) -> tuple[Tokens, Tokens, Tokens]:
+        """Inputs, labels and the inputs' places in their documents, each (blocks, sequence_length).
+
+        A document's last token begins the next one; where the document was cut short, so that this is no end-of-text,
+        `context_token` takes its place.
+        """
         length = self.sequence_length
-        return np.stack([self.tokens.positions(i * length, (i + 1) * length) for i in indices])
+        inputs, labels = self.rows(indices)
+        places = np.stack([self.tokens.positions(i * length, (i + 1) * length) for i in indices])
+        last = np.stack([self.tokens.last_tokens(i * length, (i + 1) * length) for i in indices])
+        return np.where(last, context_token, inputs), labels, places
 
     def micro_batches(self, step: int, sequences: int, rank: int, ranks: int) -> list[list[int]]:
         """A step's blocks in micro-batches of `sequences`, dealt to the ranks in turns: those of one rank.
@@ -226,17 +240,23 @@ class TrainingBlocks:
         return [parts[i] if i < len(parts) else [] for i in range(rank, rounds * ranks, ranks)]
 
 
-def whole_set(tokens: TokenSet, sequence_length: int, context_token: int, ignored_label: int) -> tuple[Tokens, Tokens]:
+def whole_set(
+    tokens: TokenSet, sequence_length: int, context_token: int, ignored_label: int, *, apart: bool = False
+) -> tuple[Tokens, Tokens]:
     """Every token of a set as a label exactly once: inputs and labels, two arrays of (blocks, sequence_length).
 
-    The first token is predicted from `context_token`; the last block is padded with `ignored_label`.
+    The first token is predicted from `context_token`, and with `apart` each document's first token is; the last block
+    is padded with `ignored_label`.
     """
     stream = np.concatenate([[context_token], tokens.read(0, tokens.tokens)])
+    labelled = stream.copy()
+    if apart:
+        stream[tokens.document_ends] = context_token
     blocks = -(-tokens.tokens // sequence_length)
     inputs = np.full(blocks * sequence_length, context_token, np.int64)
     labels = np.full(blocks * sequence_length, ignored_label, np.int64)
     inputs[: tokens.tokens] = stream[:-1]
-    labels[: tokens.tokens] = stream[1:]
+    labels[: tokens.tokens] = labelled[1:]
     return inputs.reshape(blocks, sequence_length), labels.reshape(blocks, sequence_length)
 
 

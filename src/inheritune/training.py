@@ -201,14 +201,18 @@ class Trainer:
         if self.config.micro_batch_sequences != "auto":
             return min(self.config.micro_batch_sequences, most)
         path = self.directory / "micro_batch.json"
-        setting = {"ranks": self.world.size, "device": self.world.device.type, "parallel": self._parallel}
+        device = self.world.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        setting = {"ranks": self.world.size, "device": name, "parallel": self._parallel}
         held = self.world.on_main(lambda: read_json(path))
         if isinstance(held, dict) and held.get("setting") == setting:
             return int(held["sequences"])
 
         def run(sequences: int) -> None:
             ids = torch.zeros((sequences, self.sequence_length), dtype=torch.int64, device=self.world.device)
-            self._called(ids, ids).minimised.backward()
+            # a document a token: positions in order would need no mask, and its memory would not be seen
+            positions = torch.zeros_like(ids) if self.document_mask else None
+            self._called(ids, ids, positions).minimised.backward()
             self._optimizer.zero_grad()
 
         state = sum(parameter.numel() for parameter in self._parameters) * (12 if not self._shard else 4)
@@ -324,8 +328,12 @@ class Trainer:
         """
         missing = self._micro_batch - len(part)
         rows = part or [0]
-        ids, labels = (torch.from_numpy(x) for x in self._blocks.rows(rows))
-        positions = torch.from_numpy(self._blocks.positions(rows)) if self.document_mask else None
+        positions = None
+        if self.document_mask:
+            apart = self._blocks.rows_apart(rows, self.prepared.context_token)
+            ids, labels, positions = (torch.from_numpy(x) for x in apart)
+        else:
+            ids, labels = (torch.from_numpy(x) for x in self._blocks.rows(rows))
         if not part:
             labels = torch.full_like(labels, IGNORED)
             missing -= 1

@@ -73,7 +73,9 @@ def set_batches(
 ) -> Iterator[Batch]:
     """A whole set in order, as one stream in blocks of `sequence_length` tokens, `batch_sequences` blocks a batch."""
     places = whole_set_positions(tokens, sequence_length) if document_mask else None
-    inputs, labels = whole_set(tokens, sequence_length, context_token, IGNORED)  # each (blocks, sequence_length)
+    inputs, labels = whole_set(
+        tokens, sequence_length, context_token, IGNORED, apart=document_mask
+    )  # each (blocks, sequence_length)
     for first in range(0, len(inputs), batch_sequences):
         rows = slice(first, first + batch_sequences)
         positions = None if places is None else torch.from_numpy(places[rows]).to(device)
