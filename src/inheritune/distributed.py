@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from inheritune.errors import Failed, InherituneError, Interrupted, Refused
 
@@ -123,11 +125,27 @@ def joined() -> Iterator[World]:
         raise Refused(f"WORLD_SIZE={size}, but {', '.join(missing)} is not set; start several processes by torchrun")
     device = _device(int(os.environ["LOCAL_RANK"]))
     on_gpu = device.type == "cuda"
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-        timeout=timedelta(seconds=_COLLECTIVE_SECONDS),
-        device_id=device if on_gpu else None,
-    )
+    timeout = timedelta(seconds=_COLLECTIVE_SECONDS)
+    try:
+        store, rank, _ = next(rendezvous("env://", timeout=timeout))
+        # torchrun keeps its store over a restart, and in it the addresses of ranks that are gone. (Of several machines
+        # each counts its own restarts: there TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 does it, see docs/clusters.md.)
+        if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
+            store = PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            store=store,
+            rank=rank,
+            world_size=size,
+            timeout=timeout,
+            device_id=device if on_gpu else None,
+        )
+    except RuntimeError as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        reason = " ".join(str(error).split())[:200]
+        raise Failed(
+            f"the other ranks cannot be reached by way of {where} ({reason}); start all of them again"
+        ) from error
     try:
         patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
         yield World(dist.get_rank(), dist.get_world_size(), device, patient)

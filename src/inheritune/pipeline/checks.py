@@ -17,7 +17,7 @@ from inheritune.errors import Failed, Refused
 from inheritune.reference import Reference
 from inheritune.rules import WHOLE_INITS
 from inheritune.run_directory import read_json
-from inheritune.tokens import Prepared, open_prepared
+from inheritune.tokens import Prepared, TrainingBlocks, open_prepared
 
 _FREE = (
     *(("data", key) for key in ("workers", "executor", "slurm")),
@@ -85,6 +85,19 @@ def check_prepared(prepared: Prepared, reference: Reference | None, directory: P
             f"{prepared.directory}: the shards changed since this run began "
             f"({began_with['fingerprint'][:12]} then, {made['fingerprint'][:12]} now); choose another --out"
         )
+
+
+def check_blocks(recipe: Recipe, prepared: Prepared) -> None:
+    """The training set fills blocks, and not all of the steps over them are warm-up."""
+    length, train = recipe.data.sequence_length, recipe.train
+    tokens = prepared.manifest["sets"]["train"]["tokens"]
+    if tokens <= length:
+        raise Refused(f"data: {tokens} training tokens fill no block of {length}; lower data.sequence_length")
+    blocks = TrainingBlocks(prepared.set("train"), length, recipe.data.passes, train.batch_sequences, train.seed)
+    steps = min(blocks.steps, train.max_steps or blocks.steps)
+    if train.warmup_steps >= steps:
+        what = f"{train.warmup_steps} of {steps} steps would all be warm-up"
+        raise Refused(f"train.warmup_steps: {what}; lower it, or train longer")
 
 
 def check_tokenizer(prepared: Prepared, reference: Reference) -> None:

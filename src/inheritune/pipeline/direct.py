@@ -31,6 +31,7 @@ _BATCH_SEQUENCES = 8
 
 def prepare(data: DataConfig, tokenizer: str, out: Path, console: Console | None = None) -> Record:
     """Text to token shards with a reference's tokenizer (see `corpus.prepare`)."""
+    single()
     console = console or Console()
     if not data.sources:
         raise Refused("prepare: no SOURCE; name files, globs, directories, hub:ORG/NAME or python-source")
@@ -79,6 +80,7 @@ def inherit(
         Refused: bad input; nothing was written.
         Failed: the target could not be proven, or not be written.
     """
+    single()
     console = console or Console()
     try:
         word = canonical_init(init)
@@ -154,6 +156,7 @@ def scan(
     Raises:
         Refused: bad input; nothing was written.
     """
+    single()
     console = console or Console()
     if out is not None:
         if out.exists() and not out.is_dir():

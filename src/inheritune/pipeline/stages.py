@@ -30,7 +30,7 @@ from inheritune.pipeline.outcome import called, directory_of, finish, show
 from inheritune.reference import Reference, cast_as_loaded, parameters
 from inheritune.rules import canonical_init, init_parts
 from inheritune.run_directory import clear, lock, read_json, write_atomic, write_json
-from inheritune.tokens import Prepared, TrainingBlocks, open_prepared
+from inheritune.tokens import Prepared, open_prepared
 from inheritune.tracking import check_tracker
 from inheritune.training import Trainer, measure_all
 
@@ -63,7 +63,7 @@ def run(recipe: Recipe, out: Path | None = None, *, console: Console | None = No
     directory = out if out is not None else Path("runs") / recipe.name
     with joined() as world, contextlib.ExitStack() as stack:
         stages = _Stages(recipe, directory, console or Console(silent=not world.main), world)
-        stages.check()
+        stages.check_on_all()
         created, fresh = world.on_main(lambda: _enter(stack, stages))
         try:
             return stages.run(until)
@@ -105,7 +105,8 @@ class _Stages:
     def check(self) -> None:
         """Refuse all that can be refused now."""
         checks.check_recipe(self.recipe)
-        self.world.on_main(lambda: check_tracker(self.recipe.train.tracker))
+        if self.world.main:  # the others are told: no collective call may stand in here
+            check_tracker(self.recipe.train.tracker)
         check_ranks(self.world, self.recipe.train.fsdp_ranks)
         if self.recipe.reference is not None:
             self._find_reference(self.recipe.reference)
@@ -113,6 +114,19 @@ class _Stages:
             checks.architecture_config(self.recipe, vocabulary=257, end_of_text=0)
         self.check_directory()
         checks.check_data(self.recipe, self.reference, self.directory)
+
+    def check_on_all(self) -> None:
+        """Refuse on every rank what any of them refuses; no rank writes before all have looked."""
+        problem = None
+        try:
+            self.check()
+        except Refused as error:
+            problem = str(error)
+        found = next((one for one in self.world.gathered(problem) if one is not None), None)
+        if found is not None:
+            refused = Refused(found)
+            refused.said = not self.world.main
+            raise refused
 
     def check_directory(self) -> None:
         """The run directory is new, empty, or holds this very recipe."""
@@ -253,19 +267,7 @@ class _Stages:
                 self.console.line(f"  {name}: {removed:,} documents taken out, which the reference was trained on")
         if self.reference is not None:
             references.check_vocabulary(self.reference, prepared.manifest["tokenizer"]["vocabulary"])
-        length = self.recipe.data.sequence_length
-        if sets["train"]["tokens"] <= length:
-            raise Refused(
-                f"data: {sets['train']['tokens']} training tokens fill no block of {length}; lower data.sequence_length"
-            )
-        train = self.recipe.train
-        blocks = TrainingBlocks(
-            prepared.set("train"), length, self.recipe.data.passes, train.batch_sequences, train.seed
-        )
-        steps = min(blocks.steps, train.max_steps or blocks.steps)
-        if train.warmup_steps >= steps:
-            what = f"{train.warmup_steps} of {steps} steps would all be warm-up"
-            raise Refused(f"train.warmup_steps: {what}; lower it, or train longer")
+        checks.check_blocks(self.recipe, prepared)
         return prepared
 
     def _layers(self, reference: Reference, prepared: Prepared) -> tuple[int, ...]:
@@ -436,7 +438,7 @@ class _Stages:
             prepared: the data.
             later: how many trainings come after this one.
         """
-        world, directory = self.world, self._directory_of(name)
+        world, directory = self.world, directory_of(self.directory, name)
         done, exported = world.on_main(lambda: self._before_training(name, prepared))
         if done:
             return
@@ -466,7 +468,7 @@ class _Stages:
 
     def _before_training(self, name: str, prepared: Prepared) -> tuple[bool, bool]:
         """Whether a model is measured already, and whether it is exported; what it starts from is there afterwards."""
-        directory = self._directory_of(name)
+        directory = directory_of(self.directory, name)
         directory.mkdir(parents=True, exist_ok=True)
         done = (self.directory / "losses" / f"{name}.json").exists()
         exported = (directory / "model").exists()
@@ -498,9 +500,6 @@ class _Stages:
             self._export(name, model, out)
 
         self.world.on_main(write)
-
-    def _directory_of(self, name: str) -> Path:
-        return directory_of(self.directory, name)
 
     def _export(self, name: str, model: PreTrainedModel, out: Path) -> None:
         """Write a Hugging Face directory of the model, with its tokenizer and its lineage."""
