@@ -3,9 +3,9 @@
     python benchmarks/ranks.py [--steps 20] [--out results/ranks.json]
 
 Trains the demo's target in float32 on one rank, on one with another micro-batch, on two with DDP and with FSDP, and on
-four with hybrid sharding, each by `inheritune train demo` (under torchrun where there are several), from the same shards. It
-shows losses, not speed: ranks share this machine's cores. Two trainings that differ by more than rounding would refute
-that ranks change nothing.
+four with hybrid sharding, each by `inheritune train demo` (under torchrun where there are several), from the same
+shards. It shows losses, not speed: ranks share this machine's cores. Two trainings that differ by more than rounding
+would refute that ranks change nothing.
 """
 
 from __future__ import annotations
