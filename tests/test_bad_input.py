@@ -366,7 +366,7 @@ def test_a_full_disk_later_keeps_what_was_finished(
     monkeypatch.setattr(surgery, "save", full_too)
     assert ground.run() == 1
     err = capsys.readouterr().err
-    assert "Checkpoint not written (No space left on device); the one before is kept" in err
+    assert "checkpoint not written (No space left on device); what is there is kept" in err
     assert "inheritune: model: No space left on device" in err
     assert "Traceback" not in err
     assert read_json(ground.out / "result.json")["state"] == "failed"

@@ -232,3 +232,26 @@ def test_first_difference_names_the_key() -> None:
     one, other = recipes.as_dict(Recipe()), recipes.as_dict(Recipe(data=DataConfig(passes=2)))
     assert recipes.first_difference(one, other) == ("data.passes", 1, 2)
     assert recipes.first_difference(one, one) is None
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "key"),
+    [
+        ("--train.objective", "{distil: {}}", "distil"),
+        ("--train", "{learning_rat: {}}", "learning_rat"),
+        ("--train.objective.distill", "{warmth: {}}", "warmth"),
+        ("--data", "{passe: null}", "passe"),
+    ],
+)
+def test_an_unknown_key_in_a_mapping_flag_is_refused(flag: str, value: str, key: str) -> None:
+    with pytest.raises(Refused, match=f"{flag}: unknown key '{key}'"):
+        recipes.load_recipe("demo", [flag, value])
+
+
+@pytest.mark.parametrize(
+    "distill",
+    ["{temperature: 1e300}", "{temperature: 0}", "{temperature: .nan}", "{weight: 0}", "{weight: 1.5}"],
+)
+def test_distillation_within_its_bounds(distill: str) -> None:
+    with pytest.raises(Refused, match=r"train\.objective\.distill\."):
+        recipes.load_recipe("demo", ["--train.objective.distill", distill])

@@ -330,7 +330,8 @@ def test_a_full_disk_of_one_rank_stops_none(tmp_path: Path, data: Prepared) -> N
     case = Case(config={**SAVING, "keep_checkpoints": 9}, full_disk=2)
     for found in values(2, train_one, tmp_path / "run", data.directory, case):
         assert found.lines == [
-            "Checkpoint not written (No space left on device); the one before is kept, the next comes in time."
+            f"{tmp_path / 'run' / 'checkpoints'}: checkpoint not written (No space left on device); "
+            "what is there is kept, the next comes in time."
         ]
         for name, value in straight.weights.items():
             np.testing.assert_array_equal(found.weights[name], value)

@@ -106,3 +106,11 @@ def test_a_damaged_file_is_said_and_left(tmp_path: Path) -> None:
     with pytest.raises(Failed, match=r"metrics\.jsonl:2: not JSON"):
         Metrics(path, 1)
     assert path.read_text(encoding="utf-8").count("\n") == 3
+
+
+@pytest.mark.parametrize("line", ['{"kind": "train"}', '{"step": "x"}', '{"step": true}'])
+def test_a_record_without_its_step_is_named(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n' + line + "\n", encoding="utf-8")
+    with pytest.raises(Failed, match=r"metrics\.jsonl:2: a record without its step"):
+        Metrics(path, 1)

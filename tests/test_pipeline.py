@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BloomConfig, BloomForCausalLM
 
 from inheritune import corpus, pipeline, recipe as recipes
 from inheritune.config import Recipe
@@ -609,3 +609,36 @@ def test_a_damaged_run_is_told_in_one_line(
         pipeline.run(recipe(llama_directory, text), out, console=Silent())
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_model_that_cannot_keep_documents_apart_is_refused_before_anything_is_written(
+    tokenizer_directory: Path, text: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    config = BloomConfig(vocab_size=320, hidden_size=32, n_layer=4, n_head=4)
+    BloomForCausalLM(config).save_pretrained(tmp_path / "bloom")
+    shutil.copytree(tokenizer_directory, tmp_path / "bloom", dirs_exist_ok=True)
+    with pytest.raises(Refused, match=r"data\.document_mask: BloomForCausalLM lets documents see each other"):
+        pipeline.run(recipe(tmp_path / "bloom", text, "--data.document_mask", "true"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_lost_best_weights_are_told_and_training_goes_on(llama_directory: Path, text: Path, tmp_path: Path) -> None:
+    asked = recipe(
+        llama_directory, text, "--train.export", "best", "--controls", "[]", "--train.validate_every_steps", "4"
+    )
+    console = Silent(stop_after=12)
+    with pytest.raises(Interrupted):
+        pipeline.run(asked, tmp_path / "run", console=console)
+    shutil.rmtree(tmp_path / "run" / "best")
+    console = Silent()
+    result = pipeline.run(asked, tmp_path / "run", console=console)
+    assert result["state"] == "done"
+    assert [line for line in console.lines if "What is best from here on is exported" in line]
+
+
+def test_a_finished_runs_record_stays_as_it_is(finished: Path, llama_directory: Path, text: Path) -> None:
+    before = (finished / "recipe.yaml").read_bytes()
+    again = recipe(llama_directory, text, "--train.micro_batch_sequences", "2")
+    assert pipeline.run(again, finished, console=Silent())["state"] == "done"
+    assert (finished / "recipe.yaml").read_bytes() == before

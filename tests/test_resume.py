@@ -215,13 +215,15 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
     # a forger who mends the checksum, too, gets no further
     state = read_json(last / "state.json")
     state["files"][shard.name] = checkpoint._sha256(shard)
+    state["sha256"] = checkpoint._digest(state)
     (last / "state.json").write_text(json.dumps(state), encoding="utf-8")
+    assert checkpointer.checked(last) == state
     with pytest.raises(Exception, match=r"cannot be loaded"):
         checkpointer.load(last, {"weight": torch.zeros(3)})
     assert not trap.exists()
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "state"])
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing", "state", "edited", "other", "directory"])
 def test_of_a_damaged_checkpoint_the_one_before_is_used(damage: str, tmp_path: Path) -> None:
     lines: list[str] = []
     checkpointer = Checkpointer(tmp_path / "checkpoints", World(0, 1, torch.device("cpu")), 3, lines.append)
@@ -238,8 +240,16 @@ def test_of_a_damaged_checkpoint_the_one_before_is_used(damage: str, tmp_path: P
         shard.write_bytes(content)
     elif damage == "missing":
         shard.unlink()
-    else:
+    elif damage == "state":
         (last / "state.json").write_text('{"step": 2', encoding="utf-8")
+    elif damage == "edited":
+        state = read_json(last / "state.json")
+        (last / "state.json").write_text(json.dumps(state | {"of": 3}), encoding="utf-8")
+    elif damage == "other":
+        (last / "more.safetensors").write_bytes(b"")
+    else:
+        (last / "state.json").unlink()
+        (last / "state.json").mkdir()
     found = checkpointer.latest()
     assert found is not None
     path, state = found
@@ -249,6 +259,20 @@ def test_of_a_damaged_checkpoint_the_one_before_is_used(damage: str, tmp_path: P
     assert torch.equal(tensors["weight"], torch.ones(300))
     assert len(lines) == 1
     assert str(last) in lines[0]
+
+
+def test_where_all_are_damaged_training_begins_anew(tmp_path: Path) -> None:
+    lines: list[str] = []
+    checkpointer = Checkpointer(tmp_path / "checkpoints", World(0, 1, torch.device("cpu")), 3, lines.append)
+    for step in (1, 2):
+        checkpointer.save(step, {"weight": torch.zeros(3)}, {})
+        assert checkpointer.finish()
+        (tmp_path / "checkpoints" / f"step_{step:08d}" / "state.json").write_text("", encoding="utf-8")
+    assert checkpointer.latest() is None
+    assert [line.rpartition("; ")[2] for line in lines] == [
+        "the checkpoint before it is used.",
+        "training begins anew.",
+    ]
 
 
 def test_what_is_read_again_must_be_what_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import threading
@@ -102,7 +103,8 @@ class Checkpointer:
         self._thread.join()
         self._thread = None
         if self._problem is not None:
-            self._report(f"Checkpoint not written ({self._problem}); the one before is kept, the next comes in time.")
+            what = f"{self._directory}: checkpoint not written ({self._problem})"
+            self._report(f"{what}; what is there is kept, the next comes in time.")
         return self._problem is None
 
     def save_now(self, final: Path, tensors: Tensors, state: Record) -> None:
@@ -114,15 +116,18 @@ class Checkpointer:
         self.finish()
         problem = self._write(final, {name: self._staged(tensor) for name, tensor in tensors.items()}, state)
         if problem is not None:
-            raise Failed(f"{final}: could not be written ({problem}); make room and start the same command again")
+            raise Failed(f"{final}: could not be written ({problem}); mend it and start the same command again")
 
     def latest(self) -> tuple[Path, Record] | None:
         """The last checkpoint that is whole, with its `state.json`; of a damaged one the user is told in a line."""
-        for path in reversed(self._world.on_main(lambda: checkpoints(self._directory))):
+        paths = self._world.on_main(lambda: checkpoints(self._directory))
+        for path in reversed(paths):
             state, problem = self._checked(path)
-            if problem is None:
+            if problem is None and path.name == f"{_PREFIX}{state['step']:08d}":
                 return path, state
-            self._report(f"{problem}; the checkpoint before it is used.")
+            problem = problem or f"{path}: damaged, it is of another step"
+            then = "training begins anew" if path == paths[0] else "the checkpoint before it is used"
+            self._report(f"{problem}; {then}.")
         return None
 
     def load(self, path: Path, tensors: Tensors) -> None:
@@ -154,7 +159,7 @@ class Checkpointer:
         """
         state, problem = self._checked(path)
         if problem is not None:
-            raise Failed(f"{problem}; delete it and the checkpoints beside it, and the same command trains again")
+            raise Failed(problem)
         return state
 
     def held(self, path: Path, state: Record) -> set[str]:
@@ -170,10 +175,13 @@ class Checkpointer:
         problem = None
         try:
             state = read_json(path / "state.json")
-        except Failed:
+        except (Failed, OSError):
             state = None
-        if not isinstance(state, dict) or not isinstance(state.get("files"), dict):
-            return {}, f"{path / 'state.json'}: damaged, no training state"
+        if not isinstance(state, dict) or state.get("sha256") != _digest(state):
+            return {}, f"{path / 'state.json'}: damaged, its checksum differs"
+        foreign = {file.name for file in path.glob("*.safetensors")} - set(state["files"])
+        if foreign:
+            return {}, f"{path / min(foreign)}: does not belong to the checkpoint"
         for name, digest in sorted(state["files"].items())[self._world.rank :: self._world.size]:
             try:
                 if _sha256(path / name) != digest:
@@ -219,7 +227,8 @@ class Checkpointer:
                 sums[file.name] = _sha256(file)
 
         def complete() -> None:
-            write_json(temporary / "state.json", state | {"files": files})
+            whole = state | {"files": files}
+            write_json(temporary / "state.json", whole | {"sha256": _digest(whole)})
             _flush(temporary)
             shutil.rmtree(final, ignore_errors=True)
             temporary.rename(final)
@@ -278,6 +287,12 @@ def _compare(file: Path, staged: Tensors) -> None:
             ours, read = (one.reshape(-1).view(torch.uint8) for one in (local, opened.get_tensor(name)))
             if not torch.equal(ours, read):
                 raise OSError(f"{name} reads otherwise than it was written")
+
+
+def _digest(state: Record) -> str:
+    """SHA-256 of a training state, its own checksum left out."""
+    content = {key: value for key, value in state.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(file: Path) -> str:

@@ -93,7 +93,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def main_entry() -> None:
     """The console script."""
-    sys.exit(main())
+    code = main()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would interrupt the interpreter's own end
+    sys.exit(code)
 
 
 def _terminated(_number: int, _frame: FrameType | None) -> None:

@@ -88,6 +88,7 @@ def parse(
         raise Refused("--config: unknown flag; a recipe is given by its name alone, other values by their own flags")
     if values:
         _check_keys(kind, values, where, "")
+    _check_mapping_flags(kind, flags)
     try:
         text = yaml.safe_dump(_with_plain_sources(kind, values))
         namespace = parser.parse_args([*(["--config", text] if values else []), *_with_plain_source_flags(flags)])
@@ -280,6 +281,30 @@ def _check_keys(kind: type[Any], values: Any, where: str, prefix: str) -> None:
             and field.name not in values
         ):
             raise Refused(f"{where}: {prefix.rstrip('.')} lacks '{field.name}' (allowed: {_words(hints[field.name])})")
+
+
+def _check_mapping_flags(kind: type[Any], flags: Sequence[str]) -> None:
+    """Refuse unknown keys within a mapping that a flag gives: of one without values jsonargparse takes no notice."""
+    for index, flag in enumerate(flags):
+        name, equals, value = flag.partition("=")
+        if not name.startswith("--") or (not equals and index + 1 >= len(flags)):
+            continue
+        inner: type[Any] | None = kind
+        for key in name.removeprefix("--").split("."):
+            annotation = typing.get_type_hints(inner).get(key) if inner is not None else None
+            listed = typing.get_origin(annotation) in (list, dict)
+            inner = _dataclass_in(annotation) if annotation is not None and not listed else None
+        if inner is None:
+            continue
+        try:
+            given = yaml.safe_load(value if equals else flags[index + 1])
+        except yaml.YAMLError:
+            continue  # jsonargparse says so
+        for key in given if isinstance(given, dict) else ():
+            if key not in typing.get_type_hints(inner):
+                known = typing.get_type_hints(inner)
+                hint = nearest(str(key), list(known))
+                raise Refused(f"{name}: unknown key '{key}'{hint}; allowed: {', '.join(known)}")
 
 
 def _check_names(values: dict[Any, Any], where: str, key: str) -> None:

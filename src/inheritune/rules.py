@@ -159,8 +159,8 @@ def _distillation(recipe: Recipe) -> Iterator[tuple[str, Any, str]]:
     distill = recipe.train.objective.distill
     if distill is None:
         return
-    if not (_finite(distill.temperature) and distill.temperature > 0):
-        yield "train.objective.distill.temperature", distill.temperature, "a number above 0"
+    if not 0.01 <= distill.temperature <= 100:  # beyond, float32 cannot hold the scores
+        yield "train.objective.distill.temperature", distill.temperature, "0.01 to 100"
     if not 0 < distill.weight <= 1:
         yield "train.objective.distill.weight", distill.weight, "a number above 0, at most 1"
     if recipe.reference is None:

@@ -112,8 +112,15 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def keep_records(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
-    """Drop the records of a JSONL file that are not wanted, if there are any; the file is replaced at once."""
+    """Drop the records of a training's JSONL file that are not wanted, if there are any; it is replaced at once.
+
+    Raises:
+        Failed: a line is no record of a step.
+    """
     records = read_jsonl(path)
+    for number, record in enumerate(records, 1):
+        if type(record.get("step")) is not int:
+            raise Failed(f"{path}:{number}: a record without its step; mend or remove the line")
     kept = [record for record in records if wanted(record)]
     if len(kept) < len(records):
         write_atomic(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))

@@ -38,7 +38,7 @@ from inheritune.planning import training_flops_per_token
 from inheritune.run_directory import read_json, write_json
 from inheritune.schedule import learning_rate
 from inheritune.tokens import Prepared, TrainingBlocks
-from inheritune.tracking import Tracker, open_tracker
+from inheritune.tracking import open_tracker
 from inheritune.validation import SetLosses, measure, measure_objective
 
 
@@ -149,7 +149,7 @@ class Trainer:
         if self._state.step < steps:
             with self._open_metrics() as metrics:
                 self._loop(metrics)
-        if self.config.export == "best":
+        if self.config.export == "best" and self._state.best_step is not None:
             self._checkpointer.checked(self.directory / "best")
             self._checkpointer.load(self.directory / "best", self._weights())
         return Trained(
@@ -205,8 +205,9 @@ class Trainer:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         setting = {"ranks": self.world.size, "device": name, "parallel": self._parallel}
         held = self.world.on_main(lambda: read_json(path))
-        if isinstance(held, dict) and held.get("setting") == setting:
-            return int(held["sequences"])
+        sequences = held.get("sequences") if isinstance(held, dict) and held.get("setting") == setting else None
+        if type(sequences) is int and 1 <= sequences <= most:
+            return sequences
 
         def run(sequences: int) -> None:
             ids = torch.zeros((sequences, self.sequence_length), dtype=torch.int64, device=self.world.device)
@@ -231,15 +232,15 @@ class Trainer:
     @contextmanager
     def _open_metrics(self) -> Iterator[Metrics]:
         """The records, on the main rank; on the others nothing is written."""
-        opened: list[Tracker | None] = []  # kept here, since it cannot be sent to the other ranks
+        opened: list[Metrics] = []  # kept here, since it cannot be sent to the other ranks
 
         def open_one() -> None:
             step, name = self._state.step, self.config.tracker
-            opened.append(open_tracker(name, self.directory, self.run_name, self.run_config, step, report=self.report))
+            tracker = open_tracker(name, self.directory, self.run_name, self.run_config, step, report=self.report)
+            opened.append(Metrics(self.directory / "metrics.jsonl", step, tracker))
 
         self.world.on_main(open_one)
-        path = self.directory / "metrics.jsonl" if self.world.main else None
-        metrics = Metrics(path, self._state.step, opened[0] if opened else None)
+        metrics = opened[0] if opened else Metrics(None, self._state.step)
         try:
             yield metrics
         finally:
@@ -437,6 +438,12 @@ class Trainer:
         compiled = self._state.compiled
         self._state = _State.from_record(record)
         self._state.compiled |= compiled
+        if self._state.best_step is not None:
+            try:
+                self._checkpointer.checked(self.directory / "best")
+            except Failed as error:
+                self.report(f"{error}. What is best from here on is exported.")
+                self._state.best_step = self._state.best_loss = None
         self.report(f"Going on after step {self._state.step}.")
         then, now = record["ranks"], self.world.size
         threads = torch.get_num_threads()

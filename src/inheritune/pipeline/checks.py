@@ -11,9 +11,10 @@ from tempfile import TemporaryDirectory
 import yaml
 from transformers import PretrainedConfig
 
-from inheritune import corpus, recipe as recipes, scratch, surgery
+from inheritune import corpus, recipe as recipes, reference as references, scratch, surgery
 from inheritune.config import DataConfig, Recipe
 from inheritune.errors import Failed, Refused
+from inheritune.objective import keeps_documents_apart
 from inheritune.reference import Reference
 from inheritune.rules import WHOLE_INITS
 from inheritune.run_directory import read_json
@@ -85,6 +86,18 @@ def check_prepared(prepared: Prepared, reference: Reference | None, directory: P
             f"{prepared.directory}: the shards changed since this run began "
             f"({began_with['fingerprint'][:12]} then, {made['fingerprint'][:12]} now); choose another --out"
         )
+
+
+def check_documents(recipe: Recipe, reference: Reference | None) -> None:
+    """The model keeps documents apart if it is told to: tried, so it is loaded for it."""
+    if reference is not None:
+        model = references.load(reference)
+    else:
+        config = architecture_config(recipe, vocabulary=257, end_of_text=0)
+        model = references.fresh(config, recipe.train.seed, trust_remote_code=recipe.trust_remote_code)
+    if not keeps_documents_apart(model.float()):
+        what = f"{type(model).__name__} lets documents see each other in one sequence, whatever it is told"
+        raise Refused(f"data.document_mask: {what}; set it to false")
 
 
 def check_blocks(recipe: Recipe, prepared: Prepared) -> None:

@@ -22,7 +22,6 @@ from inheritune.config import Recipe
 from inheritune.console import Console
 from inheritune.distributed import World, joined, lost_rank
 from inheritune.errors import Failed, InherituneError, Interrupted, Refused
-from inheritune.objective import keeps_documents_apart
 from inheritune.parallel import check_ranks, compute_dtype, place, uncompile_blocks
 from inheritune.pipeline import checks
 from inheritune.pipeline.direct import influence_record
@@ -114,6 +113,8 @@ class _Stages:
             checks.architecture_config(self.recipe, vocabulary=257, end_of_text=0)
         self.check_directory()
         checks.check_data(self.recipe, self.reference, self.directory)
+        if self.recipe.data.document_mask and self.world.main:
+            checks.check_documents(self.recipe, self.reference)
 
     def check_on_all(self) -> None:
         """Refuse on every rank what any of them refuses; no rank writes before all have looked."""
@@ -176,11 +177,11 @@ class _Stages:
 
     def _begin(self) -> Record | None:
         """Write what the run is; its result, if it is done already."""
-        write_atomic(self.directory / "recipe.yaml", recipes.dump(self.recipe))
         done = read_json(self.directory / "result.json")
         if isinstance(done, dict) and done.get("state") == "done" and "target" in done:
             self.console.line(f"{self.directory}: already done.")
             return show(self.directory, done, self.console)
+        write_atomic(self.directory / "recipe.yaml", recipes.dump(self.recipe))
         write_json(self.directory / "environment.json", environment.describe())
         return None
 
@@ -389,9 +390,6 @@ class _Stages:
             with self._timed(f"measure {name}"):
                 place(model.float(), self.world.device)
                 data = self.recipe.data
-                if data.document_mask and not keeps_documents_apart(model):
-                    what = f"{type(model).__name__} lets documents see each other in one sequence, whatever it is told"
-                    raise Failed(f"data.document_mask: {what}; set it to false in a new run, naming data.prepared")
                 losses = measure_all(
                     model,
                     prepared,
