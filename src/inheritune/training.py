@@ -39,7 +39,7 @@ from inheritune.run_directory import read_json, write_json
 from inheritune.schedule import learning_rate
 from inheritune.tokens import Prepared, TrainingBlocks
 from inheritune.tracking import open_tracker
-from inheritune.validation import SetLosses, measure, measure_objective
+from inheritune.validation import measure_objective
 
 
 @dataclass(frozen=True)
@@ -464,30 +464,6 @@ class Trainer:
                 "threads": torch.get_num_threads(),
             },
         )
-
-
-def measure_all(
-    model: PreTrainedModel,
-    prepared: Prepared,
-    sequence_length: int,
-    batch_sequences: int,
-    dtype: torch.dtype,
-    *,
-    document_mask: bool = False,
-) -> dict[str, SetLosses]:
-    """Measure a model on the development set and on every validation set, whole."""
-    return {
-        name: measure(
-            model,
-            prepared.set(name),
-            sequence_length=sequence_length,
-            context_token=prepared.context_token,
-            batch_sequences=batch_sequences,
-            dtype=dtype,
-            document_mask=document_mask,
-        )
-        for name in prepared.measured_names
-    }
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from inheritune.loss import IGNORED
 from inheritune.objective import Objective, Scores
 from inheritune.parallel import autocast
 from inheritune.reference import eval_mode
-from inheritune.tokens import TokenSet, whole_set, whole_set_positions
+from inheritune.tokens import Prepared, TokenSet, whole_set, whole_set_positions
 
 Documents = npt.NDArray[np.float64]
 
@@ -148,6 +148,30 @@ def measure(
         batch_sequences=batch_sequences,
         document_mask=document_mask,
     )
+
+
+def measure_all(
+    model: PreTrainedModel,
+    prepared: Prepared,
+    sequence_length: int,
+    batch_sequences: int,
+    dtype: torch.dtype,
+    *,
+    document_mask: bool = False,
+) -> dict[str, SetLosses]:
+    """Measure a model on the development set and on every validation set, whole."""
+    return {
+        name: measure(
+            model,
+            prepared.set(name),
+            sequence_length=sequence_length,
+            context_token=prepared.context_token,
+            batch_sequences=batch_sequences,
+            dtype=dtype,
+            document_mask=document_mask,
+        )
+        for name in prepared.measured_names
+    }
 
 
 @torch.no_grad()

@@ -31,7 +31,8 @@ from inheritune.rules import canonical_init, init_parts
 from inheritune.run_directory import clear, lock, read_json, write_atomic, write_json
 from inheritune.tokens import Prepared, open_prepared
 from inheritune.tracking import check_tracker
-from inheritune.training import Trainer, measure_all
+from inheritune.training import Trainer
+from inheritune.validation import measure_all
 
 Record = dict[str, Any]
 _MEASURED_AT_ONCE = 8
