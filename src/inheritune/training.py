@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
@@ -216,7 +217,9 @@ class Trainer:
             self._called(ids, ids, positions).minimised.backward()
             self._optimizer.zero_grad()
 
-        state = sum(parameter.numel() for parameter in self._parameters) * (12 if not self._shard else 4)
+        # gradients and two moments, in float32, of what this rank holds
+        own = (one.to_local() if isinstance(one, DTensor) else one for one in self._parameters)
+        state = 12 * sum(one.numel() for one in own)
         found = largest_micro_batch(
             run,
             self.world,
