@@ -297,3 +297,14 @@ def test_the_pass_that_is_measured_is_one_of_the_training(
 
     # a mask is kept as well, and what attention computes by it
     assert counted == [saved_bytes(one, network.parameters())]
+
+
+def test_a_storage_that_is_emptied_while_it_is_kept_is_counted_once() -> None:
+    def run() -> None:
+        weight = torch.ones(1000, requires_grad=True)
+        kept = torch.ones(1000)
+        product = (weight * kept).sum()  # keeps `kept` for the backward pass
+        kept.untyped_storage().resize_(0)  # as FSDP does with gathered weights
+        del product
+
+    assert saved_bytes(run) >= 4000

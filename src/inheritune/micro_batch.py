@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 
@@ -89,18 +88,16 @@ class _Count:
         self._holders: dict[int, int] = {}
         self._ignored = ignored
 
-    def add(self, storage: Any) -> None:
-        key = storage.data_ptr()
+    def add(self, key: int, size: int) -> None:
         self._holders[key] = self._holders.get(key, 0) + 1
         if self._holders[key] == 1 and key not in self._ignored:
-            self.now += storage.nbytes()
+            self.now += size
             self.peak = max(self.peak, self.now)
 
-    def drop(self, storage: Any) -> None:
-        key = storage.data_ptr()
+    def drop(self, key: int, size: int) -> None:
         self._holders[key] -= 1
         if not self._holders[key] and key not in self._ignored:
-            self.now -= storage.nbytes()
+            self.now -= size
 
 
 class _Kept:
@@ -108,7 +105,10 @@ class _Kept:
 
     def __init__(self, tensor: torch.Tensor, count: _Count) -> None:
         self.tensor, self._count = tensor, count
-        count.add(tensor.untyped_storage())
+        storage = tensor.untyped_storage()
+        # noted now: FSDP empties the storages of gathered weights while autograd keeps them
+        self._key, self._size = storage.data_ptr(), storage.nbytes()
+        count.add(self._key, self._size)
 
     def __del__(self) -> None:
-        self._count.drop(self.tensor.untyped_storage())
+        self._count.drop(self._key, self._size)
