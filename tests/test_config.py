@@ -102,6 +102,18 @@ BAD = [
     ("train: {learning_rate: .nan}", [], ["train.learning_rate", "nan", "above 0"]),
     ("train: {learning_rate: fast}", [], ["train.learning_rate", "'fast'", "a number"]),
     ("train: {learning_rate: 1e-4, final_learning_rate: 1e-3}", [], ["train.final_learning_rate", "at most"]),
+    ("train: {optimizer: adam}", [], ["train.optimizer", "'adam'", "adamw or adamw_8bit"]),
+    (
+        "train: {optimizer: adamw_8bit, offload_optimizer: true}",
+        [],
+        ["train.offload_optimizer", "True", "false with optimizer adamw_8bit"],
+    ),
+    (
+        "train: {optimizer: adamw_8bit, parallel: fsdp}",
+        [],
+        ["train.parallel", "'fsdp'", "ddp with optimizer adamw_8bit"],
+    ),
+    ("train: {activation_checkpointing: maybe}", [], ["train.activation_checkpointing", "'maybe'"]),
     ("train: {export: lst}", [], ["train.export", "'lst'", "last or best"]),
     ("train: {compile: true}", [], ["train.compile", "True", "auto or always or never"]),
     ("controls: [radnom]", [], ["controls", "'radnom'", "cut, random, stack, or", "did you mean 'random'"]),

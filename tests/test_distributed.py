@@ -233,6 +233,17 @@ def test_ranks_change_nothing_but_rounding(tmp_path: Path, data: Prepared, famil
             np.testing.assert_array_equal(ranks[1][name].weights[key], value)
 
 
+def test_settings_that_save_memory_over_ranks(tmp_path: Path, data: Prepared) -> None:
+    saving: Record = {"activation_checkpointing": True, "offload_optimizer": True}
+    one = train(ALONE, tmp_path / "one", data.directory, Case())
+    stopped = Case("llama", SAVING | saving, stop_after=3)
+    outcomes = start(2, train_one, tmp_path / "fsdp", data.directory, stopped)
+    assert [outcome.error for outcome in outcomes] == ["Interrupted", "Interrupted"], outcomes[0].trace
+    cases = {"ddp": Case("llama", MODES["ddp"] | saving), "fsdp": Case("llama", SAVING | saving)}
+    for found in values(2, train_all, tmp_path, data.directory, cases)[0].values():
+        assert_same(found, one)
+
+
 def test_four_ranks_and_two_copies_change_nothing_but_rounding(tmp_path: Path, data: Prepared) -> None:
     cases = {
         "hybrid": Case("llama", HYBRID),

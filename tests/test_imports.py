@@ -39,6 +39,7 @@ ALLOWED = {
     "surgery": "errors run_directory reference",
     "scratch": "errors config reference",
     "parallel": "errors config versions distributed reference",
+    "recomputation": "errors reference",
     "objective": "errors config loss reference parallel",
     "optimizer": "errors config",
     "checkpoint": "errors run_directory distributed",
@@ -46,9 +47,10 @@ ALLOWED = {
     "layerwise": "errors config comparison result reference tokens loss parallel objective validation",
     "metrics": "errors run_directory hardware tracking",
     "micro_batch": "errors distributed hardware",
+    "memory": "errors config reference recomputation objective optimizer",
     "evaluation": "errors config run_directory published comparison reference",
     "training": "errors config run_directory hardware tracking distributed loss schedule reference planning tokens"
-    " parallel objective optimizer checkpoint validation metrics micro_batch",
+    " parallel recomputation objective optimizer checkpoint validation metrics micro_batch",
     "growth": "errors config run_directory distributed comparison reference planning surgery scratch validation"
     " training",
     "depth": "errors config run_directory reference planning surgery validation layerwise training",

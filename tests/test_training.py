@@ -23,6 +23,7 @@ from inheritune.errors import Failed, Interrupted
 from inheritune.metrics import Progress
 from inheritune.objective import Objective
 from inheritune.optimizer import adamw, clipped_norm
+from inheritune.reference import block_list
 from inheritune.run_directory import read_jsonl
 from inheritune.tokens import Prepared, TokenSet
 from inheritune.training import Trained, Trainer
@@ -173,6 +174,50 @@ def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path, data: Prepare
     for name, value in weights(straight).items():
         assert torch.equal(dict(resumed.named_parameters())[name], value), name
     assert trained.steps == 7
+
+
+SAVING: dict[str, dict[str, Any]] = {
+    "8-bit": {"optimizer": "adamw_8bit"},
+    "offloaded": {"offload_optimizer": True},
+    "recomputing": {"activation_checkpointing": True},
+}
+
+
+@pytest.mark.parametrize("name", SAVING)
+def test_settings_that_save_memory_are_resumed_too(tmp_path: Path, data: Prepared, name: str) -> None:
+    if name == "8-bit":
+        pytest.importorskip("torchao")
+    changes = SAVING[name]
+    plain, _ = train(tmp_path / "plain", data)
+    straight, _ = train(tmp_path / "straight", data, **changes)
+
+    def stop(progress: Progress) -> None:
+        if progress.step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        train(tmp_path / "stopped", data, told=stop, **changes)
+    resumed, _ = train(tmp_path / "stopped", data, **changes)
+    expected = weights(straight)
+    assert all(torch.equal(value, expected[key]) for key, value in weights(resumed).items())
+    same = all(torch.equal(value, expected[key]) for key, value in weights(plain).items())
+    assert same == (name != "8-bit")
+    replaced = {block._compiled_call_impl is not None for block in block_list(straight)[1]}
+    assert replaced == {name == "recomputing"}
+
+
+def test_a_run_may_change_where_its_moments_are(tmp_path: Path, data: Prepared) -> None:
+    straight, _ = train(tmp_path / "straight", data)
+
+    def stop(progress: Progress) -> None:
+        if progress.step in (2, 4):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    for offloaded in (False, True):
+        with pytest.raises(Interrupted):
+            train(tmp_path / "run", data, told=stop, offload_optimizer=offloaded)
+    resumed, _ = train(tmp_path / "run", data)
+    assert all(torch.equal(value, weights(straight)[key]) for key, value in weights(resumed).items())
 
 
 def test_ctrl_c_exits_130(tmp_path: Path, data: Prepared) -> None:

@@ -197,6 +197,15 @@ class TrainConfig:
     """AdamW's decay of the second moment."""
     epsilon: float = 1e-8
     """AdamW's denominator term."""
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """`adamw_8bit`: AdamW with its moments quantised in blocks, 2 bytes a parameter instead of 8; needs torchao, and
+    ranks that each hold the whole training state."""
+    offload_optimizer: bool = False
+    """Keep AdamW's moments in the host's memory and compute its step there: nothing of them on the GPU, for the time
+    that weights and gradients take to the host and back. The same training."""
+    activation_checkpointing: bool = False
+    """Let each layer keep its input alone for the backward pass and compute the rest again there: the same training
+    with less memory, for about a third more time."""
     gradient_clip: float = 1.0
     """Largest global gradient norm; 0: no clipping."""
     spike_factor: float = 10.0

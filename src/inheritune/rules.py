@@ -76,6 +76,7 @@ def impossible(config: Any) -> Iterator[tuple[str, Any, str]]:
         yield from _sources(config.data, "data.")
         yield from _executor(config.data, "data.")
         yield from _by_rules(config.train, _TRAIN_RULES, "train.")
+        yield from _optimizer(config)
         if config.architecture is not None and config.architecture.vocabulary < SMALLEST_VOCABULARY:
             yield "architecture.vocabulary", config.architecture.vocabulary, "257 (every byte and end-of-text) or more"
         yield from _distillation(config)
@@ -165,6 +166,15 @@ def _distillation(recipe: Recipe) -> Iterator[tuple[str, Any, str]]:
         yield "train.objective.distill.weight", distill.weight, "a number above 0, at most 1"
     if recipe.reference is None:
         yield "train.objective.distill", "given", "null where there is no reference to learn from"
+
+
+def _optimizer(recipe: Recipe) -> Iterator[tuple[str, Any, str]]:
+    """What is wrong with the choice of the optimiser."""
+    train = recipe.train
+    if train.optimizer == "adamw_8bit" and train.offload_optimizer:
+        yield "train.offload_optimizer", True, "false with optimizer adamw_8bit; each by itself makes room"
+    if train.optimizer == "adamw_8bit" and train.parallel == "fsdp":
+        yield "train.parallel", "fsdp", "ddp with optimizer adamw_8bit, whose moments cannot be shared by ranks"
 
 
 def _inits(recipe: Recipe) -> Iterator[tuple[str, Any, str]]:

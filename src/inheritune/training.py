@@ -33,9 +33,20 @@ from inheritune.loss import IGNORED
 from inheritune.metrics import Launched, Metrics, Progress, StepReader
 from inheritune.micro_batch import largest_micro_batch
 from inheritune.objective import Objective
-from inheritune.optimizer import Guard, adamw, clipped_norm, empty_moments, moments, take_step, updates
+from inheritune.optimizer import (
+    Guard,
+    clipped_norm,
+    empty_moments,
+    make_optimizer,
+    moment_bytes,
+    moments,
+    set_learning_rate,
+    take_step,
+    updates,
+)
 from inheritune.parallel import compile_blocks, compute_dtype, distribute, sharded, share_blocks, whole_tensors
 from inheritune.planning import training_flops_per_token
+from inheritune.recomputation import recompute_blocks
 from inheritune.run_directory import read_json, write_json
 from inheritune.schedule import learning_rate
 from inheritune.tokens import Prepared, TrainingBlocks
@@ -188,11 +199,13 @@ class Trainer:
                 share_blocks(self.teacher, world)
             else:
                 torch.nn.Module.to(self.teacher, world.device)
+        if config.activation_checkpointing:
+            recompute_blocks(self.model)
         self._objective = Objective(self.model, self._dtype, distill=config.objective.distill, teacher=self.teacher)
         self._called = distribute(self._objective, self.model, world, shard=self._shard, fsdp_ranks=config.fsdp_ranks)
         self._parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self._names = {parameter: name for name, parameter in self.model.named_parameters()}
-        self._optimizer = adamw(self.model, config)
+        self._optimizer = make_optimizer(self.model, config, compiled=self._state.compiled)
         self._guard = Guard(world.device, config.spike_factor)
         self._micro_batch = self._micro_batch_sequences()
 
@@ -217,9 +230,9 @@ class Trainer:
             self._called(ids, ids, positions).minimised.backward()
             self._optimizer.zero_grad()
 
-        # gradients and two moments, in float32, of what this rank holds
-        own = (one.to_local() if isinstance(one, DTensor) else one for one in self._parameters)
-        state = 12 * sum(one.numel() for one in own)
+        # gradients, in float32, and moments, of what this rank holds
+        own = [one.to_local() if isinstance(one, DTensor) else one for one in self._parameters]
+        state = 4 * sum(one.numel() for one in own) + moment_bytes(own, self.config)
         found = largest_micro_batch(
             run,
             self.world,
@@ -301,8 +314,7 @@ class Trainer:
             peak=config.learning_rate,
             final=config.final_learning_rate,
         )
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
+        set_learning_rate(self._optimizer, rate)
         tokens = len(self._blocks.indices(state.step)) * self.sequence_length
         sums = torch.zeros(3, device=world.device)
         parts = self._blocks.micro_batches(state.step, self._micro_batch, world.rank, world.size)

@@ -15,6 +15,7 @@ from inheritune import corpus, recipe as recipes, reference as references, scrat
 from inheritune.config import DataConfig, Recipe
 from inheritune.errors import Failed, Refused
 from inheritune.objective import keeps_documents_apart
+from inheritune.optimizer import check_optimizer
 from inheritune.reference import Reference
 from inheritune.rules import WHOLE_INITS
 from inheritune.run_directory import read_json
@@ -23,6 +24,7 @@ from inheritune.tokens import Prepared, TrainingBlocks, open_prepared
 _FREE = (
     *(("data", key) for key in ("workers", "executor", "slurm")),
     *(("train", key) for key in ("micro_batch_sequences", "parallel", "fsdp_ranks", "tracker")),
+    *(("train", key) for key in ("activation_checkpointing", "offload_optimizer")),
 )
 """What a run may go on with otherwise than it began: it changes speed, where things run, or how sums round at most."""
 
@@ -35,6 +37,7 @@ def check_recipe(recipe: Recipe) -> None:
         )
     if recipe.reference is None and recipe.controls:
         raise Refused("recipe: controls compare a target with its reference; this recipe starts from an architecture")
+    check_optimizer(recipe.train)
 
 
 def check_cut(reference: Reference, indices: tuple[int, ...], inits: Iterable[str]) -> None:

@@ -20,7 +20,7 @@ from inheritune.reference.finding import (
     find,
     load,
 )
-from inheritune.reference.internals import Naming, align, cast_as_loaded, quiet, weightless
+from inheritune.reference.internals import Naming, align, cast_as_loaded, quiet, weightless, whole_sequences
 from inheritune.reference.streaming import streamed
 from inheritune.reference.structure import block_list, eval_mode, final_norm, fresh, parameters
 from inheritune.reference.weights import DTYPES, StoredTensor, WeightReader, one_line
@@ -49,4 +49,5 @@ __all__ = [
     "quiet",
     "streamed",
     "weightless",
+    "whole_sequences",
 ]

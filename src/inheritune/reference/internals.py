@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, masking_utils
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
@@ -50,6 +50,21 @@ def weightless(config: PretrainedConfig, *, trust_remote_code: bool = False) -> 
     assert isinstance(model, PreTrainedModel)
     model.tie_weights()
     return model
+
+
+@contextlib.contextmanager
+def whole_sequences() -> Iterator[None]:
+    """Let models take each sequence of fake tensors for a whole one.
+
+    transformers looks at positions for several documents in one sequence, which it can tell by values alone; where
+    there are no values it makes a mask, in case there are several.
+    """
+    real = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = real
 
 
 def hollow(config: PretrainedConfig, dtype: torch.dtype, *, trust_remote_code: bool = False) -> PreTrainedModel:

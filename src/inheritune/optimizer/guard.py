@@ -1,4 +1,4 @@
-"""AdamW, gradient clipping, the guard that skips a step gone wrong: all on the device, nothing waits for the host."""
+"""Gradient clipping, and the guard that skips a step gone wrong: all on the device, nothing waits for the host."""
 
 from __future__ import annotations
 
@@ -9,30 +9,10 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from inheritune.config import TrainConfig
-
 _WINDOW = 128
 """Gradient norms whose median is the running one."""
 _ENOUGH = 16
 """Norms below which there is no median to speak of: what is finite then counts as normal."""
-
-
-def adamw(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with decay on matrices alone: norms and biases are vectors, and decaying them has no use."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in parameters if parameter.dim() >= 2]
-    vectors = [parameter for parameter in parameters if parameter.dim() < 2]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        eps=config.epsilon,
-        fused=True,
-    )
 
 
 def clipped_norm(parameters: list[nn.Parameter], limit: float) -> torch.Tensor:
@@ -88,41 +68,3 @@ class Guard:
         self._norms.copy_(torch.tensor(norms))
         self._seen.fill_(state["seen"])
         self.in_a_row.fill_(state["in_a_row"])
-
-
-def take_step(optimizer: torch.optim.AdamW, skipped: torch.Tensor) -> None:
-    """Take a step, or none where `skipped` is 1.0: the fused kernel then leaves weights, moments and counters alone."""
-    optimizer.found_inf = skipped  # type: ignore[attr-defined]
-    optimizer.step()
-    optimizer.zero_grad()
-
-
-def updates(optimizer: torch.optim.AdamW) -> int:
-    """How many steps were taken; skipped ones do not count. Waits for the device."""
-    for state in optimizer.state.values():
-        return int(state["step"])
-    return 0
-
-
-def moments(optimizer: torch.optim.AdamW, names: dict[nn.Parameter, str]) -> dict[str, torch.Tensor]:
-    """AdamW's moments by `exp_avg.NAME` and `exp_avg_sq.NAME`; a parameter without gradients has none."""
-    return {
-        f"{kind}.{name}": optimizer.state[parameter][kind]
-        for parameter, name in names.items()
-        if parameter in optimizer.state
-        for kind in ("exp_avg", "exp_avg_sq")
-    }
-
-
-def empty_moments(
-    optimizer: torch.optim.AdamW, names: dict[nn.Parameter, str], held: set[str], taken: int
-) -> dict[str, torch.Tensor]:
-    """Make room for the moments that a checkpoint holds, to be loaded into; `taken` is how many steps were taken."""
-    for parameter, name in names.items():
-        if f"exp_avg.{name}" in held:
-            optimizer.state[parameter] = {
-                "step": torch.tensor(float(taken), device=parameter.device),
-                "exp_avg": torch.zeros_like(parameter, requires_grad=False),
-                "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
-            }
-    return moments(optimizer, names)

@@ -1,0 +1,297 @@
+"""Peak memory of a training step, part by part: predicted for a large shape, and measured against it on a small one.
+
+    python benchmarks/memory.py [--out results/memory_1.json]
+
+Without a GPU: the table predicted for the first 13 layers of OpenLLaMA-3B (1.8B parameters, sequence 2048), and, for a
+shape of the same structure that a CPU can train, each setting's step in a process of its own: its parts by the storages
+that are alive, its total by torch's allocator and by the growth of the process (VmHWM), which know nothing of the
+predictor. On a GPU the large shape itself is trained for some steps, blocks compiled, and `max_memory_allocated` stands
+beside what is predicted for eager mode. A prediction that is off by more than 10% of the allocator's total would
+refute it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "working")
+SETTINGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "activation checkpointing": {"activation_checkpointing": True},
+    "8-bit": {"optimizer": "adamw_8bit"},
+    "offloaded": {"offload_optimizer": True},
+    "activation checkpointing, 8-bit": {"activation_checkpointing": True, "optimizer": "adamw_8bit"},
+    "activation checkpointing, offloaded": {"activation_checkpointing": True, "offload_optimizer": True},
+}
+OPEN_LLAMA_13: dict[str, Any] = {
+    "model_type": "llama", "hidden_size": 3200, "intermediate_size": 8640, "num_hidden_layers": 13,
+    "num_attention_heads": 32, "vocab_size": 32000, "max_position_embeddings": 2048, "tie_word_embeddings": False,
+}  # fmt: skip
+LLAMA_SMALL = {**OPEN_LLAMA_13, "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 6,
+               "num_attention_heads": 8, "vocab_size": 8000}  # fmt: skip
+GPT2_SMALL = {"model_type": "gpt2", "n_embd": 512, "n_layer": 6, "n_head": 8, "n_positions": 512, "vocab_size": 8000}
+CARDS = (24, 48)
+"""GiB."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A shape, and how it is trained."""
+
+    shape: dict[str, Any]
+    length: int
+    micro_batch: int
+    dtype: str
+    device: str
+
+
+LARGE = {str(count): Case(OPEN_LLAMA_13, 2048, count, "bfloat16", "cuda") for count in (1, 2, 4)}
+SMALL = {
+    "llama": Case(LLAMA_SMALL, 512, 2, "float32", "cpu"),
+    "gpt2": Case(GPT2_SMALL, 512, 2, "float32", "cpu"),
+}
+
+
+def main() -> None:
+    """Predict, measure, print the tables, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.measure:
+        case, changes = json.loads(given.measure)
+        print(json.dumps(measure(Case(**case), changes)))
+        return
+    import torch
+
+    gpu = torch.cuda.is_available()
+    predicted = {
+        name: {count: predict(case, changes) for count, case in LARGE.items()} for name, changes in SETTINGS.items()
+    }
+    show_predicted(predicted)
+    cases = {f"open-llama-3b-13, micro-batch {count}": case for count, case in LARGE.items()} if gpu else SMALL
+    measured: dict[str, dict[str, Any]] = {}
+    for title, case in cases.items():
+        measured[title] = {}
+        for name, changes in SETTINGS.items():
+            found = in_a_process(case, changes)
+            if found is None:
+                print(f"{title}, {name}: not measured", file=sys.stderr)
+            else:
+                measured[title][name] = {"predicted": predict(case, changes), **found}
+        show_measured(title, measured[title])
+    if given.out:
+        result = {
+            "command": " ".join(["python", *sys.argv]),
+            "commit": subprocess.run(
+                ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+            ).stdout.strip(),
+            "versions": {name: metadata.version(name) for name in ("torch", "transformers", "torchao") if there(name)},
+            "device": torch.cuda.get_device_name() if gpu else processor(),
+            "cases": {title: dataclasses.asdict(case) for title, case in cases.items()},
+            "predicted": predicted,
+            "measured": measured,
+        }
+        given.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def config_of(case: Case) -> Any:
+    """The transformers config of a case's shape."""
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(**case.shape)
+
+
+def settings(case: Case, changes: dict[str, Any]) -> Any:
+    """The recipe's section: steps of two micro-batches, so that gradients accumulate."""
+    from inheritune.config import TrainConfig
+
+    compiled = "never" if case.device == "cpu" else "always"
+    sizes = {"batch_sequences": 2 * case.micro_batch, "micro_batch_sequences": case.micro_batch}
+    return TrainConfig(**sizes, compile=compiled, **changes)  # type: ignore[arg-type]
+
+
+def predict(case: Case, changes: dict[str, Any]) -> dict[str, int]:
+    """What the predictor says, part by part, in bytes."""
+    import torch
+
+    from inheritune.memory import predicted
+
+    found = predicted(
+        config_of(case),
+        settings(case, changes),
+        sequence_length=case.length,
+        micro_batch=case.micro_batch,
+        dtype=getattr(torch, case.dtype),
+        device=case.device,
+    )
+    return dataclasses.asdict(found) | {"total": found.total}
+
+
+def in_a_process(case: Case, changes: dict[str, Any]) -> dict[str, Any] | None:
+    """Measure one setting in a new process, whose allocator gives every large block back; None if it failed."""
+    variables = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "HF_HUB_OFFLINE": "1",
+                 "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, __file__, "--measure", json.dumps([dataclasses.asdict(case), changes])],
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        print(done.stderr[-600:], file=sys.stderr)
+        return None
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def measure(case: Case, changes: dict[str, Any]) -> dict[str, Any]:
+    """Train some steps from random init; the peak from outside, and the parts in a further step."""
+    import torch
+
+    from inheritune.memory import Live, forward_and_backward
+    from inheritune.objective import Objective
+    from inheritune.optimizer import clipped_norm, host_bytes, make_optimizer, take_step
+    from inheritune.parallel import compile_blocks, place
+    from inheritune.recomputation import recompute_blocks
+    from inheritune.reference import fresh
+
+    device, train = torch.device(case.device), settings(case, changes)
+    before = resident("VmRSS:")
+    model = fresh(config_of(case), 0).float().train()
+    compiled = compile_blocks(model, train.compile, device, flops=0.0, report=print)
+    place(model, device)
+    if train.activation_checkpointing:
+        recompute_blocks(model)
+    objective = Objective(model, getattr(torch, case.dtype))
+    parameters = list(model.parameters())
+    optimizer = make_optimizer(model, train, compiled=compiled)
+    ids = torch.randint(case.shape["vocab_size"], (case.micro_batch, case.length), device=device)
+
+    def passes(live: Live) -> None:
+        for _ in range(2):
+            forward_and_backward(objective, ids, live)
+        clipped_norm(parameters, train.gradient_clip)
+
+    def step(live: Live) -> None:
+        passes(live)
+        take_step(optimizer, torch.zeros((), device=device))
+
+    idle = Live()
+    step(idle)  # the moments are made, blocks compiled
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        step(idle)
+        torch.cuda.synchronize()
+        return {"compiled": compiled, "allocated": torch.cuda.max_memory_allocated(),
+                "reserved": torch.cuda.max_memory_reserved()}  # fmt: skip
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM begins anew
+    step(idle)
+    grown = resident("VmHWM:") - before
+    live = Live()
+    held = [tensor for state in optimizer.state.values() for tensor in state.values()]
+    if not train.offload_optimizer:
+        for tensor in [getattr(one, name, one) for one in held for name in ("codes", "scale")]:
+            live.note(tensor, "optimizer")
+    with live.watching(model):  # an offloaded step is the host's
+        (passes if train.offload_optimizer else step)(live)
+    optimizer.zero_grad()
+    start = live.now["weights"] + live.now["optimizer"]
+    host = host_bytes(parameters, train)
+    return {**live.peak, "total": sum(live.peak.values()), "host": host,
+            "allocated": start + host + allocator_peak(lambda: step(idle)), "resident_growth": grown}  # fmt: skip
+
+
+def allocator_peak(run: Callable[[], None]) -> int:
+    """The most bytes that torch's CPU allocator gave out beyond those that were out when `run` began."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as made:
+        run()
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "trace.json"
+        made.export_chrome_trace(str(file))
+        events = json.loads(file.read_text(encoding="utf-8"))["traceEvents"]
+    now = most = 0
+    for event in sorted((one for one in events if one.get("name") == "[memory]"), key=lambda one: one["ts"]):
+        now += event["args"]["Bytes"]
+        most = max(most, now)
+    return most
+
+
+def resident(field: str) -> int:
+    """This process's resident memory by a field of /proc/self/status, in bytes."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def fits(total: int, card: int) -> bool:
+    """Whether a step fits a card of so many GiB: 5% for the allocator's rounding and fragments, 0.6 GiB for CUDA."""
+    return total <= 0.95 * card * 2**30 - 0.6 * 2**30
+
+
+def show_predicted(predicted: dict[str, dict[str, Any]]) -> None:
+    """The large shape's table, in GiB."""
+    print("open-llama-3b-13, sequence 2048, bfloat16 products, GiB on the device at the peak of a step\n")
+    heads = ["setting", "micro-batch", *PARTS, "total", "host", *(f"fits {card}" for card in CARDS)]
+    print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
+    for name, counts in predicted.items():
+        for count, parts in counts.items():
+            fitting = ["yes" if fits(parts["total"], card) else "no" for card in CARDS]
+            values = [f"{parts[part] / 2**30:.2f}" for part in (*PARTS, "total", "host")]
+            print("| " + " | ".join([name, count, *values, *fitting]) + " |")
+
+
+def show_measured(title: str, found: dict[str, Any]) -> None:
+    """A table of predicted / measured, in MiB; allocator and process contain the host's part where device is host."""
+    print(f"\n{title}: predicted / measured, MiB\n")
+    heads = ["setting", *PARTS, "total with host", "allocator", "predicted / allocator", "process"]
+    print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
+    for name, one in found.items():
+        expected = one["predicted"]
+        parts = [
+            f"{mebi(expected[part])} / {mebi(one[part])}" if part in one else mebi(expected[part]) for part in PARTS
+        ]
+        on_gpu = "reserved" in one
+        whole = expected["total"] + (0 if on_gpu else expected["host"])
+        outside = one["reserved"] if on_gpu else one["resident_growth"]
+        ratio = f"{whole / one['allocated']:.3f}"
+        print("| " + " | ".join([name, *parts, mebi(whole), mebi(one["allocated"]), ratio, mebi(outside)]) + " |")
+
+
+def mebi(size: int) -> str:
+    """Bytes in MiB."""
+    return f"{size / 2**20:.0f}"
+
+
+def there(package: str) -> bool:
+    """Whether a package is installed."""
+    try:
+        metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def processor() -> str:
+    """The processor's name and the number of its cores in use."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    return f"{name}, {os.cpu_count()} cores"
+
+
+if __name__ == "__main__":
+    main()
