@@ -62,6 +62,7 @@ class Checkpointer:
         self._directory, self._world, self._keep, self._report = directory, world, keep, report
         self._group = background_group(world)
         self._meshes: dict[DeviceMesh, DeviceMesh] = {}
+        self._room: Tensors = {}
         self._thread: threading.Thread | None = None
         self._problem: str | None = None
         if world.size == 1:  # said of every save and load; it is meant
@@ -69,6 +70,24 @@ class Checkpointer:
         if world.main and directory.is_dir():
             for left in directory.glob(".*.tmp"):  # by a kill, half written
                 shutil.rmtree(left, ignore_errors=True)
+
+    def reserve(self, tensors: Tensors) -> None:
+        """Make room for copies of such tensors while training goes on.
+
+        It is kept from save to save, for fresh pages take several times as long as the copy (benchmarks/overheads.py);
+        without this call the first save makes it.
+        """
+        local = {name: t.to_local() if isinstance(t, DTensor) else t for name, t in tensors.items()}
+
+        def work() -> None:
+            with contextlib.suppress(RuntimeError):  # no room: what remains is made when it is needed
+                for name, tensor in local.items():
+                    self._room[name] = _room_for(tensor).zero_()
+
+        self.finish()
+        self._problem = None
+        self._thread = threading.Thread(target=work, name="checkpoint", daemon=True)
+        self._thread.start()
 
     def save(self, step: int, tensors: Tensors, state: Record) -> None:
         """Write the checkpoint after `step` steps while training goes on, and delete all but the last ones.
@@ -81,7 +100,7 @@ class Checkpointer:
             state: everything else, as JSON.
         """
         self.finish()
-        staged = {name: self._staged(tensor) for name, tensor in tensors.items()}
+        staged = self._copied(tensors)
         final = self._directory / f"{_PREFIX}{step:08d}"
 
         def work() -> None:
@@ -114,7 +133,7 @@ class Checkpointer:
             Failed: the file system refused.
         """
         self.finish()
-        problem = self._write(final, {name: self._staged(tensor) for name, tensor in tensors.items()}, state)
+        problem = self._write(final, self._copied(tensors), state)
         if problem is not None:
             raise Failed(f"{final}: could not be written ({problem}); mend it and start the same command again")
 
@@ -191,18 +210,28 @@ class Checkpointer:
         found = [one for one in self._world.gathered(problem) if one is not None]
         return state, found[0] if found else None
 
-    def _staged(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A copy in memory, sharded as the tensor is."""
-        tensor = tensor.detach()
+    def _copied(self, tensors: Tensors) -> Tensors:
+        """Copies in memory, each sharded as its tensor is; good until the next call."""
+        copies = {name: self._staged(name, tensor.detach()) for name, tensor in tensors.items()}
+        if any(tensor.is_cuda for tensor in tensors.values()):
+            torch.cuda.current_stream().synchronize()
+        return copies
+
+    def _staged(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy in memory, under way where the tensor is on a GPU."""
+        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        room = self._room.get(name)
+        if room is None or room.shape != local.shape or room.dtype != local.dtype:
+            room = self._room[name] = _room_for(local)
+        room.copy_(local, non_blocking=True)
         if not isinstance(tensor, DTensor):
-            return tensor.to("cpu", copy=True)
+            return room
         mesh = tensor.device_mesh
         if mesh.device_type != "cpu" and mesh not in self._meshes:
             self._meshes[mesh] = init_device_mesh("cpu", tuple(mesh.shape), mesh_dim_names=mesh.mesh_dim_names)
-        local = tensor.to_local().to("cpu", copy=True)
         mesh = self._meshes.get(mesh, mesh)
         staged: DTensor = DTensor.from_local(
-            local, mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
+            room, mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
         )
         return staged
 
@@ -261,6 +290,14 @@ class Checkpointer:
         values: list[Any] = [None] * self._world.size
         torch.distributed.all_gather_object(values, value, group=self._group)
         return values
+
+
+def _room_for(tensor: torch.Tensor) -> torch.Tensor:
+    """An empty tensor like it in memory; for one on a GPU pinned, where the system lets so much be pinned."""
+    if tensor.is_cuda:
+        with contextlib.suppress(RuntimeError):
+            return torch.empty_like(tensor, device="cpu", pin_memory=True)
+    return torch.empty_like(tensor, device="cpu")
 
 
 def _file_numbers(tensors: Tensors) -> dict[str, int]:
