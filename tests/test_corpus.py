@@ -12,6 +12,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -410,6 +411,28 @@ def test_datatrove_reads_the_shards(tmp_path: Path, tokenizer_directory: Path, d
     assert len(dataset) == len(stream) // 32
 
 
+def test_threads_of_this_process_write_the_same(
+    tmp_path: Path, tokenizer_directory: Path, data: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "_TOKENISE_TASK_BYTES", 4000)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
+    names: set[str] = set()
+    tokenise = steps.Tokenise.__call__
+
+    def noted(step: steps.Tokenise, _: Any, rank: int, world_size: int) -> None:
+        names.add(threading.current_thread().name)
+        tokenise(step, None, rank, world_size)
+
+    monkeypatch.setattr(steps.Tokenise, "__call__", noted)
+    found = {}
+    for workers in (1, 4):
+        names.clear()
+        one = dataclasses.replace(data, workers=workers)
+        found[workers] = run(one, tokenizer_directory, tmp_path / str(workers)).manifest["fingerprint"]
+        assert len(names) == 1 if workers == 1 else len(names) > 1
+    assert found[1] == found[4]
+
+
 def test_killed_it_goes_on_where_it_was(
     tmp_path: Path, tokenizer_directory: Path, data: DataConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -419,7 +442,7 @@ def test_killed_it_goes_on_where_it_was(
     tokenise = steps.Tokenise.__call__
 
     def stops(step: steps.Tokenise, _: Any, rank: int, world_size: int) -> None:
-        if len(done) == 3:
+        if len(done) >= 3:
             raise KeyboardInterrupt
         tokenise(step, None, rank, world_size)
         done.append(rank)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from typing import Any, NamedTuple
 
@@ -46,10 +47,21 @@ def place_document(text: bytes, seed: int) -> Placement:
     )
 
 
+def content_hash(text: bytes) -> tuple[int, int]:
+    """The two numbers of `place_document` that tell whether a document is the same."""
+    content = hashlib.blake2b(text, digest_size=16).digest()
+    return int.from_bytes(content[:8], "big"), int.from_bytes(content[8:], "big")
+
+
 def rank_of(content: bytes, seed: int, copy: int) -> int:
     """The place of a document's copy in the sample of `seed`: uniform in 64 bits."""
-    key = hashlib.blake2b(str(seed).encode("ascii"), digest_size=32).digest()
-    return int.from_bytes(hashlib.blake2b(content + copy.to_bytes(8, "big"), digest_size=8, key=key).digest(), "big")
+    word = hashlib.blake2b(content + copy.to_bytes(8, "big"), digest_size=8, key=_key(seed))
+    return int.from_bytes(word.digest(), "big")
+
+
+@functools.lru_cache
+def _key(seed: int) -> bytes:
+    return hashlib.blake2b(str(seed).encode("ascii"), digest_size=32).digest()
 
 
 def thresholds(validation_share: float, development_share: float) -> tuple[int, int]:

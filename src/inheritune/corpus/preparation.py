@@ -25,6 +25,8 @@ from inheritune.errors import Failed, Refused
 from inheritune.run_directory import lock, read_json
 
 FORMAT = 1
+_TASKS = 2
+"""Changes with how work is cut into tasks: marks of tasks that were cut otherwise say nothing."""
 WORK = ".work"
 
 _WITHOUT_EFFECT = ("workers", "executor", "slurm", "passes", "sequence_length", "prepared")
@@ -171,7 +173,7 @@ def read_seen(path: str | None) -> list[bytes]:
 
 def _work_id(settings: dict[str, Any], facts: TokenizerFacts, files: list[list[SourceFile]]) -> str:
     inputs = [[(file.name, file.size, Path(file.path).stat().st_mtime_ns) for file in source] for source in files]
-    return hashlib.sha256(json.dumps([FORMAT, settings, facts.fingerprint, inputs]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([FORMAT, _TASKS, settings, facts.fingerprint, inputs]).encode()).hexdigest()[:16]
 
 
 def _work_directory(out: Path, work_id: str) -> Path:

@@ -21,6 +21,8 @@ from inheritune.run_directory import write_atomic
 FILE_TOKENS = 100_000_000
 
 _WRITE_BYTES = 4 << 20
+_LISTED = 1 << 14
+"""Documents whose numbers are Python's at a time: as such they take five times the memory."""
 
 
 class TaskTokens:
@@ -32,7 +34,8 @@ class TaskTokens:
         self._open = functools.lru_cache(maxsize=256)(self._map)
 
     def _map(self, task: int) -> npt.NDArray[Any]:
-        return np.memmap(self._files[task], f"<u{self.token_bytes}", mode="r")
+        # as a plain array: a slice of a memmap costs ten times as much as one of an array
+        return np.asarray(np.memmap(self._files[task], f"<u{self.token_bytes}", mode="r"))
 
     def read(self, task: int, offset: int, tokens: int) -> bytes:
         """Some tokens of a task's file, as their bytes."""
@@ -102,11 +105,13 @@ def _write_file(path: Path, part: Chosen, tokenised: TokenisedDocuments, source:
 def _blocks(part: Chosen, tokenised: TokenisedDocuments, source: TaskTokens) -> Iterator[bytes]:
     pieces: list[bytes] = []
     size = 0
-    tasks, offsets = tokenised.task[part.documents].tolist(), tokenised.offset[part.documents].tolist()
-    for task, offset, tokens in zip(tasks, offsets, part.tokens.tolist(), strict=True):
-        pieces.append(source.read(task, offset, tokens))
-        size += len(pieces[-1])
-        if size >= _WRITE_BYTES:
-            yield b"".join(pieces)
-            pieces, size = [], 0
+    for first in range(0, len(part.documents), _LISTED):
+        some = part.documents[first : first + _LISTED]
+        places = (tokenised.task[some], tokenised.offset[some], part.tokens[first : first + _LISTED])
+        for task, offset, tokens in zip(*(column.tolist() for column in places), strict=True):
+            pieces.append(source.read(task, offset, tokens))
+            size += len(pieces[-1])
+            if size >= _WRITE_BYTES:
+                yield b"".join(pieces)
+                pieces, size = [], 0
     yield b"".join(pieces)

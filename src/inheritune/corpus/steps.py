@@ -10,7 +10,7 @@ import functools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from inheritune.corpus.files import SourceFile
-from inheritune.corpus.placement import DOCUMENT, place_document
+from inheritune.corpus.placement import DOCUMENT, content_hash, place_document
 from inheritune.corpus.plan import Plan, load_plan
 from inheritune.corpus.reading import Malformed, Record, place_of, read_again, scan
 from inheritune.corpus.tokenizing import Encoder
@@ -38,7 +38,8 @@ WANTED = np.dtype(
 )
 TOKENISED = np.dtype([("tokens", "<u8"), ("bytes", "<u8"), ("cut", "?")])
 
-_BATCH_BYTES = 2 << 20
+_BATCH_BYTES = 256 << 10
+"""Small, since what the tokenizer returns takes some thirty times as much memory, and slows it down."""
 _BATCH_DOCUMENTS = 2048
 
 
@@ -131,19 +132,22 @@ class _Writer:
     def tokens(self, texts: list[str], wanted: npt.NDArray[Any]) -> bytes:
         """A batch as token bytes: begin-of-sequence where wanted, text, end-of-text; or cut to the document's limit."""
         begin = [] if self.plan.begin_of_sequence is None else [self.plan.begin_of_sequence]
-        pieces: list[npt.NDArray[Any]] = []
-        for text, ids in zip(texts, self.encoder.encode(texts), strict=True):
-            limit = int(wanted["limit"][self.done])
-            size = int(wanted["bytes"][self.done])
-            tokens = [*begin, *ids, self.plan.end_of_text]
-            cut = 0 < limit < len(tokens)
+        pieces: list[list[int]] = []
+        limits, sizes = (wanted[key][self.done : self.done + len(texts)].tolist() for key in ("limit", "bytes"))
+        for text, ids, limit, size in zip(texts, self.encoder.encode(texts), limits, sizes, strict=True):
+            count = len(ids)
+            ids[:0] = begin
+            ids.append(self.plan.end_of_text)
+            cut = 0 < limit < len(ids)
+            kept = size
             if cut:
-                tokens = tokens[:limit]
-                size = size if limit - len(begin) >= len(ids) else self.encoder.bytes_covered(text, limit - len(begin))
-            self.results[self.done] = (len(tokens), size, cut)
+                del ids[limit:]
+                if limit - len(begin) < count:
+                    kept = self.encoder.bytes_covered(text, limit - len(begin))
+            self.results[self.done] = (len(ids), kept, cut)
             self.done += 1
-            pieces.append(np.array(tokens, f"<u{self.plan.token_bytes}"))
-        return np.concatenate(pieces).tobytes()
+            pieces.append(ids)
+        return np.fromiter(chain.from_iterable(pieces), f"<u{self.plan.token_bytes}").tobytes()
 
 
 def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
@@ -183,8 +187,8 @@ def reread(file: SourceFile, rows: npt.NDArray[Any]) -> Iterator[str]:
 
 
 def _same(row: Any, text: str) -> bool:
-    placement = place_document(text.encode("utf-8"), 0)
-    return bool(row["high"] == placement.high and row["low"] == placement.low)
+    high, low = content_hash(text.encode("utf-8"))
+    return bool(row["high"] == high and row["low"] == low)
 
 
 def _changed(file: SourceFile) -> str:

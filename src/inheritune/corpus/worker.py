@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -28,6 +29,8 @@ from inheritune.run_directory import read_json
 Step = Scan | Tokenise
 
 _PARALLELISM = "TOKENIZERS_PARALLELISM"
+_THREADS = 16
+"""Most tasks at once in this process: with more, they wait for the interpreter."""
 _WATCH_SECONDS = 0.5
 _REPORT_SECONDS = 30.0
 _CANCEL_SECONDS = 30.0
@@ -82,15 +85,33 @@ def run_tasks(
         return
     if undone and not local:
         report(f"{name}: done in this process, too little work for {data.executor}")
-    with _single_threaded(workers == 1):
-        for rank in undone:
-            step(None, rank, tasks)
-            (marks / f"{rank:05d}").touch()
+    _run_here(step, undone, tasks, marks, workers)
+
+
+def _run_here(step: Step, undone: list[int], tasks: int, marks: Path, workers: int) -> None:
+    """Run tasks in this process. A thread that tokenises lets others run; scanning does not."""
+    cores = len(os.sched_getaffinity(0))
+    threads = min(workers or cores, cores, _THREADS) if isinstance(step, Tokenise) else 1
+    several = len(undone) >= threads > 1
+
+    def run(rank: int) -> None:
+        step(None, rank, tasks)
+        (marks / f"{rank:05d}").touch()
+
+    # Threads of our own use the cores better than the tokenizer's, which wait for each other after each batch.
+    with _single_threaded(workers == 1 or several), ThreadPoolExecutor(threads if several else 1) as pool:
+        futures = [pool.submit(run, rank) for rank in undone]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # those under way are waited for as the pool is left
+            raise
 
 
 @contextmanager
 def _single_threaded(wanted: bool) -> Iterator[None]:
-    """Keep the tokenizer to one thread where one worker was asked for."""
+    """Keep the tokenizer itself to one thread."""
     before = os.environ.get(_PARALLELISM)
     if wanted:
         os.environ[_PARALLELISM] = "false"
