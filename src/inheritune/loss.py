@@ -8,6 +8,9 @@ from torch.nn import functional as F
 IGNORED = -100
 """The label of a position that does not count: padding of the last, unfilled micro-batch."""
 
+_PIECE_SCORES = 1 << 19
+"""Scores that a CPU treats at a time: 2 MiB in float32, which stay in its cache from one operation to the next."""
+
 
 def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Cross-entropy of every position, in nats, computed in float32 whatever the logits' dtype.
@@ -47,3 +50,35 @@ def distillation_losses(
     teacher = F.log_softmax(teacher_logits.float() / temperature, -1)
     divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
     return torch.where(labels == IGNORED, 0.0, divergence * temperature**2)
+
+
+@torch.no_grad()
+def summed_loss(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy summed over the positions, in nats, and its gradient: softmax less one at the label.
+
+    On a CPU rows are taken in pieces that fit its cache: five times as fast as `token_losses` and its backward, which
+    write the scores in float32 to memory and read them again several times (benchmarks/LOG.md).
+
+    Args:
+        logits: (B, T, V).
+        labels: (B, T), int64; `IGNORED` where none counts.
+
+    Returns:
+        A float32 scalar; and the gradient with respect to `logits`, of their shape and dtype.
+    """
+    scores, wanted = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1, 1)
+    gradient = torch.empty_like(scores)
+    counts = wanted != IGNORED
+    wanted = wanted.clamp(min=0)
+    total = torch.zeros((), device=logits.device)
+    rows = max(1, _PIECE_SCORES // scores.shape[-1]) if logits.device.type == "cpu" else len(scores)
+    for first in range(0, len(scores), rows):
+        piece = slice(first, first + rows)
+        shares = torch.log_softmax(scores[piece], -1, dtype=torch.float32)
+        total -= torch.where(counts[piece], shares.gather(-1, wanted[piece]), 0.0).sum()
+        shares.exp_().scatter_add_(-1, wanted[piece], torch.full_like(shares[:, :1], -1.0))
+        if logits.device.type != "cpu" or not bool(counts[piece].all()):
+            # not by a product with 0, which scores that are not finite would survive
+            shares.masked_fill_(~counts[piece], 0.0)
+        gradient[piece] = shares
+    return total, gradient.reshape(logits.shape)

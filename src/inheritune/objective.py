@@ -18,14 +18,15 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from inheritune.attention import banded
 from inheritune.config import DistillConfig
 from inheritune.errors import Refused
-from inheritune.loss import distillation_losses, token_losses
+from inheritune.loss import distillation_losses, summed_loss, token_losses
 from inheritune.parallel import autocast
 from inheritune.reference import block_list, eval_mode
 
-_CHUNK_SCORES = 1 << 24
-"""Scores that exist at a time: 64 MiB in float32."""
+_CHUNK_SCORES = 1 << 25
+"""Scores that exist at a time: 64 MiB in bfloat16, and as much for their gradient."""
 
 
 class Losses(NamedTuple):
@@ -37,6 +38,15 @@ class Losses(NamedTuple):
     """Next-token cross-entropy."""
     divergence: torch.Tensor
     """The distillation term; 0 without one."""
+
+
+class _Differentiated(NamedTuple):
+    """A chunk's losses, and what their gradient is taken from."""
+
+    losses: Losses
+    root: torch.Tensor
+    gradient: torch.Tensor | None
+    """With respect to `root`; None where that is what is minimised."""
 
 
 class Scores(NamedTuple):
@@ -92,7 +102,7 @@ class Objective(nn.Module):
             positions: (B, T), int64, each token's place in its document, where documents must not see each other.
             scored: give every token's score, for validation, instead of sums to train by.
         """
-        with autocast(self._dtype, ids.device):
+        with autocast(self._dtype, ids.device), banded(ids.device):
             student = self._parts[0]
             hidden, scores_of = student.run(ids, positions)
             chunks = list(_slices(ids.numel(), self._chunk_tokens, whole=not student.split))
@@ -102,6 +112,14 @@ class Objective(nn.Module):
             if self._teacher and self._distill is not None:
                 with torch.no_grad():
                     teacher_hidden, teacher_scores_of = self._teacher[0].run(ids, positions)
+
+            def differentiated(chunk: slice, hidden: torch.Tensor) -> _Differentiated:
+                if teacher_scores_of is not None:
+                    found = losses(chunk, hidden)
+                    return _Differentiated(found, found.minimised, None)
+                scores = scores_of(chunk, hidden)
+                nats, gradient = summed_loss(scores, labels.reshape(1, -1)[:, chunk])
+                return _Differentiated(Losses(nats, nats, torch.zeros_like(nats)), scores, gradient)
 
             def losses(chunk: slice, hidden: torch.Tensor) -> Losses:
                 scores, wanted = scores_of(chunk, hidden), labels.reshape(1, -1)[:, chunk]
@@ -116,7 +134,7 @@ class Objective(nn.Module):
 
             if student.split:
                 sums: tuple[torch.Tensor, ...] = _Chunked.apply(  # type: ignore[no-untyped-call]
-                    losses, chunks, hidden, *student.tail_parameters()
+                    differentiated, chunks, hidden, *student.tail_parameters()
                 )
                 return Losses(*sums)
             return losses(chunks[0], _flat(hidden))
@@ -219,7 +237,7 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(
         context: Any,
-        losses: Callable[[slice, torch.Tensor], Losses],
+        differentiated: Callable[[slice, torch.Tensor], _Differentiated],
         chunks: list[slice],
         hidden: torch.Tensor,
         *parameters: torch.Tensor,
@@ -231,8 +249,9 @@ class _Chunked(torch.autograd.Function):
         for chunk in chunks:
             with torch.enable_grad():
                 piece = flat[:, chunk].detach().requires_grad_()
-                found = losses(chunk, piece)
-                of_piece, *of_parameters = torch.autograd.grad(found.minimised, [piece, *parameters], allow_unused=True)
+                found, root, gradient = differentiated(chunk, piece)
+                of_piece, *of_parameters = torch.autograd.grad(root, [piece, *parameters], gradient, allow_unused=True)
+                del root, gradient
             _add(totals, found)
             hidden_gradient[:, chunk] = of_piece
             for index, gradient in enumerate(of_parameters):

@@ -28,7 +28,7 @@ from inheritune.checkpoint import Checkpointer, Tensors
 from inheritune.config import TrainConfig
 from inheritune.distributed import World, lost_rank
 from inheritune.errors import Failed, Interrupted
-from inheritune.hardware import peak_flops
+from inheritune.hardware import give_back_freed_memory, keep_freed_memory, peak_flops
 from inheritune.loss import IGNORED
 from inheritune.metrics import Launched, Metrics, Progress, StepReader
 from inheritune.micro_batch import largest_micro_batch
@@ -127,6 +127,9 @@ class Trainer:
             Failed: too many steps in a row were skipped, a rank was lost, or weights could not be written.
             Interrupted: Ctrl-C or SIGTERM, after a checkpoint.
         """
+        on_cpu = self.world.device.type == "cpu"
+        if on_cpu:
+            keep_freed_memory()
         try:
             return self._run()
         except RuntimeError as error:
@@ -135,6 +138,9 @@ class Trainer:
                     f"{self.directory}: another rank was lost; the same command goes on from the last checkpoint"
                 ) from error
             raise
+        finally:
+            if on_cpu:
+                give_back_freed_memory()
 
     def _run(self) -> Trained:
         config, world = self.config, self.world
@@ -278,10 +284,15 @@ class Trainer:
         self._seen_stop = False
         if state.step == 0:
             self._validate(metrics)
+        # the last one stalls nobody; once the optimiser's moments exist, room is made for the others
+        reserving = state.step + config.checkpoint_every_steps < self._steps
         pending: Launched | None = None
         with _stop_signals() as stop:
             while state.step < self._steps:
                 launched = self._step(stop)
+                if reserving:
+                    self._checkpointer.reserve(self._training_state())
+                    reserving = False
                 if pending is not None:
                     self._read(pending, reader)
                 pending = launched
@@ -466,10 +477,16 @@ class Trainer:
             what = f"written by {then} ranks of {record['threads']} threads, now {now} of {threads}"
             self.report(f"The checkpoint was {what}: the same data, but sums may round otherwise.")
 
+    def _training_state(self) -> Tensors:
+        """What a checkpoint holds as tensors."""
+        return self._weights() | {
+            f"optimizer.{name}": tensor for name, tensor in moments(self._optimizer, self._names).items()
+        }
+
     def _save(self) -> None:
         self._checkpointer.save(
             self._state.step,
-            self._weights() | {f"optimizer.{k}": v for k, v in moments(self._optimizer, self._names).items()},
+            self._training_state(),
             {
                 **dataclasses.asdict(self._state),
                 **self._place(),
