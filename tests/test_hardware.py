@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 import resource
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +15,13 @@ import pytest
 import torch
 
 from inheritune import hardware
-from inheritune.hardware import available_memory_bytes, memory_used_bytes, peak_flops
+from inheritune.hardware import (
+    available_memory_bytes,
+    give_back_freed_memory,
+    keep_freed_memory,
+    memory_used_bytes,
+    peak_flops,
+)
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 GIB = 2**30
@@ -250,3 +260,84 @@ def test_a_gpu_for_real() -> None:
     assert flops > 0
     assert source
     assert 0 < available_memory_bytes(GPU) <= torch.cuda.get_device_properties(GPU).total_memory
+
+
+class Library:
+    """A C library that notes what it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, ...]] = []
+
+    def mallopt(self, name: int, value: int) -> int:
+        self.asked.append((name, value))
+        return 1
+
+    def malloc_trim(self, pad: int) -> int:
+        self.asked.append((pad,))
+        return 1
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch) -> Library:
+    for name in [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
+    library = Library()
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
+    return library
+
+
+def test_freed_memory_is_kept_and_given_back(library: Library) -> None:
+    assert keep_freed_memory()
+    give_back_freed_memory()
+    # malloc.h: M_MMAP_MAX -4, M_TRIM_THRESHOLD -1; mallopt(3): -1 disables trimming
+    assert library.asked == [(-4, 0), (-1, -1), (0,)]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("MALLOC_ARENA_MAX", "1"), ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"), ("MALLOC_TOP_PAD_", "0")],
+)
+def test_an_allocator_that_is_tuned_by_hand_is_left_alone(
+    name: str, value: str, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert not keep_freed_memory()
+    assert library.asked == []
+
+
+@pytest.mark.parametrize("name", ["", "musl"])
+def test_another_c_library_is_not_asked(name: str, library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "libc_ver", lambda: (name, ""))
+    assert not keep_freed_memory()
+    give_back_freed_memory()
+    assert library.asked == []
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_a_step_clears_no_pages_again() -> None:
+    """In a process of its own, whose allocator is then set for good."""
+    program = """
+import resource, sys, torch
+from inheritune import hardware
+if sys.argv[1] == "kept":
+    assert hardware.keep_freed_memory()
+def touch():
+    for _ in range(20):
+        torch.ones(2**23)  # 32 MiB each
+touch()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+touch()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+hardware.give_back_freed_memory()
+pages = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmRSS")]
+print(pages[0])
+"""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MALLOC_", "GLIBC_"))}
+    faults = {}
+    for how in ("kept", "plain"):
+        done = subprocess.run(
+            [sys.executable, "-c", program, how], capture_output=True, text=True, check=True, env=environment
+        )
+        faults[how] = int(done.stdout.split()[0])
+    assert faults["plain"] > 5 * (faults["kept"] + 50)  # 8,192 pages of 4 KiB a tensor; 16 of 2 MiB

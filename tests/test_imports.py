@@ -40,7 +40,7 @@ ALLOWED = {
     "surgery": "errors run_directory reference",
     "scratch": "errors config reference",
     "parallel": "errors config versions distributed reference",
-    "recomputation": "errors reference",
+    "recomputation": "errors attention reference",
     "objective": "errors config loss attention reference parallel",
     "optimizer": "errors config",
     "checkpoint": "errors run_directory distributed",

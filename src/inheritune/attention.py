@@ -2,7 +2,9 @@
 
 `scaled_dot_product_attention` on a CPU computes scores above the diagonal and masks them, and its products of bfloat16
 are slower than `matmul`'s (benchmarks/LOG.md). Here queries come in bands; each is multiplied with the keys that it may
-see, by `matmul`, and without copies of keys that several heads share.
+see, by `matmul`, and without copies of keys that several heads share. Scores are rounded to bfloat16 before their
+softmax, as eager attention's are; on a real model the loss and its gradient come as close to float32's as with torch's
+kernel.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ def banded(device: torch.device) -> Iterator[None]:
 
     Where it does not (a mask, dropout, a bias, float32, long sequences), and on other devices, nothing changes.
     """
-    if device.type != "cpu" or "sdpa" in ALL_ATTENTION_FUNCTIONS._local_mapping:
-        yield
+    if device.type != "cpu" or ALL_ATTENTION_FUNCTIONS["sdpa"] is not sdpa_attention_forward:
+        yield  # another device, banded already, or a function that somebody else has put there
         return
     ALL_ATTENTION_FUNCTIONS["sdpa"] = _attention
     try:
@@ -43,36 +45,24 @@ def _attention(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    is_causal: bool | None = None,
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' interface: heads (B, H, T, D) in, (B, T, H, D) out."""
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    causal = settings.get("is_causal")
+    changed = ("position_bias", "softcap")  # by the first scores are; the second sdpa refuses
     if (
         attention_mask is None
-        and causal
-        and not dropout
-        and settings.get("position_bias") is None
+        and (getattr(module, "is_causal", True) if causal is None else causal)
+        and not settings.get("dropout")
+        and all(settings.get(name) is None for name in changed)
         and _computed_in(query) == torch.bfloat16
         and 1 < query.shape[2] == key.shape[2] <= _LONGEST
     ):
+        scaling = settings.get("scaling")
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         query, key, value = (heads.to(torch.bfloat16) for heads in (query, key, value))
         return banded_attention(query, key, value, scale).transpose(1, 2), None
-    found, _ = sdpa_attention_forward(
-        module,
-        query,
-        key,
-        value,
-        attention_mask,
-        dropout=dropout,
-        scaling=scaling,
-        is_causal=is_causal,
-        **settings,
-    )
-    return found, None
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
 
 
 def _computed_in(query: torch.Tensor) -> torch.dtype:

@@ -182,7 +182,7 @@ def keep_freed_memory() -> bool:
     if tuned or platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)
-    return libc.mallopt(_M_MMAP_MAX, 0) == 1 and libc.mallopt(_M_TRIM_THRESHOLD, -1) == 1
+    return all(libc.mallopt(name, value) == 1 for name, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1)))
 
 
 def give_back_freed_memory() -> None:

@@ -61,24 +61,22 @@ def summed_loss(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tenso
 
     Args:
         logits: (B, T, V).
-        labels: (B, T), int64; `IGNORED` where none counts.
+        labels: (B, T), int64; `IGNORED` where none counts. Scores that are not finite show even there.
 
     Returns:
         A float32 scalar; and the gradient with respect to `logits`, of their shape and dtype.
     """
     scores, wanted = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1, 1)
     gradient = torch.empty_like(scores)
-    counts = wanted != IGNORED
+    counts = (wanted != IGNORED).float()
     wanted = wanted.clamp(min=0)
     total = torch.zeros((), device=logits.device)
     rows = max(1, _PIECE_SCORES // scores.shape[-1]) if logits.device.type == "cpu" else len(scores)
     for first in range(0, len(scores), rows):
         piece = slice(first, first + rows)
         shares = torch.log_softmax(scores[piece], -1, dtype=torch.float32)
-        total -= torch.where(counts[piece], shares.gather(-1, wanted[piece]), 0.0).sum()
+        total -= (shares.gather(-1, wanted[piece]) * counts[piece]).sum()
         shares.exp_().scatter_add_(-1, wanted[piece], torch.full_like(shares[:, :1], -1.0))
-        if logits.device.type != "cpu" or not bool(counts[piece].all()):
-            # not by a product with 0, which scores that are not finite would survive
-            shares.masked_fill_(~counts[piece], 0.0)
-        gradient[piece] = shares
+        # by a product: a fill takes five times as long
+        gradient[piece] = shares.mul_(counts[piece])
     return total, gradient.reshape(logits.shape)

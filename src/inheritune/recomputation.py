@@ -14,6 +14,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from inheritune.attention import banded
 from inheritune.reference import block_list
 
 
@@ -37,10 +38,15 @@ def _recomputed(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _uncached(call: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
-    """Call without autocast's cache, which would keep every block's weights in bfloat16 until the forward ends."""
+    """Call without autocast's cache, which would keep every block's weights in bfloat16 until the forward ends.
+
+    And with the attention that the objective has put in place, which is gone when the backward pass comes.
+    """
     before = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
+    hidden = next(given for given in (*arguments, *settings.values()) if isinstance(given, torch.Tensor))
     try:
-        return call(*arguments, **settings)
+        with banded(hidden.device):
+            return call(*arguments, **settings)
     finally:
         torch.set_autocast_cache_enabled(before)
