@@ -6,8 +6,9 @@ Every trainer gets the same weights, tokens in the same order, batch, dtype and 
 constant learning rate), in turns A B C A B C, each in a process of its own and, where pins clash, in an environment of
 its own. transformers' Trainer needs accelerate, which this project does not. Before the first turn each peer's settings
 are tried and the fastest are kept; `--quick` and `--no-tuning` take those that were fastest before. What is timed is
-whole steps, from the end of one optimiser step to the end of the next; set-up and compilation stand apart. Utilisation
-is by large matrix products, measured in the same turn. The JSON holds every figure and is written after every process.
+whole steps, from the end of one optimiser step to the end of the next; set-up and compilation stand apart. On a CPU
+ours has glibc keep freed memory and nobody else does; by `--keep-freed-memory` all do. Utilisation is by large matrix
+products, measured in the same turn. The JSON holds every figure and is written after every process.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from training.peers import OURS, PEERS, Settings
-from training.running import missing_modules, run_worker
+from training.running import KEEP_FREED, missing_modules, run_worker
 from training.shapes import SHAPES, Shape
 from training.summary import overall, summarise, table, tokens_per_second
 
@@ -55,6 +56,7 @@ def options(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="timed steps a process; default 10, with --quick 4")
     parser.add_argument("--batch", type=int, help="sequences a step, instead of the shape's")
     parser.add_argument("--micro-batch", type=int, help="sequences a forward pass, instead of the shape's")
+    parser.add_argument("--keep-freed-memory", action="store_true", help="everybody's allocator as ours sets its own")
     parser.add_argument("--no-tuning", action="store_true", help="take each peer's first settings")
     parser.add_argument("--transformers", metavar="PYTHON", default=sys.executable, help="with accelerate")
     parser.add_argument("--litgpt", metavar="PYTHON", default=sys.executable, help="of an environment with litgpt")
@@ -251,7 +253,8 @@ class Benchmark:
     def _work(self, python: str, script: str, job: dict[str, Any]) -> dict[str, Any]:
         """Run a worker, no longer than there is time."""
         left = None if self.ends is None else max(1.0, self.ends - time.monotonic())
-        found = run_worker(python, script, job, self.scratch, left)
+        variables = KEEP_FREED if self.given.keep_freed_memory else {}
+        found = run_worker(python, script, job, self.scratch, left, variables=variables)
         if "failed" in found:
             tell(f"    failed: {found['failed']}")
         return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from inheritune.schedule import learning_rate
+from inheritune.schedule import learning_rate, validation_interval
 
 
 @pytest.mark.parametrize(
@@ -22,3 +22,18 @@ def test_without_warmup_it_begins_at_the_peak() -> None:
 
 def test_a_warmup_longer_than_the_run_never_reaches_the_peak() -> None:
     assert learning_rate(9, steps=10, warmup_steps=100, peak=1.0, final=0.0) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("validation", "step", "interval"),
+    [
+        (2_000_000, 64 * 1024, 255),  # the defaults: 2M tokens at a third of the cost, beside 255 steps of 65,536
+        (88_000, 4096, 180),
+        (10, 65_536, 1),
+    ],
+)
+def test_validation_takes_a_twenty_fifth(validation: int, step: int, interval: int) -> None:
+    found = validation_interval(validation, step)
+    assert found == interval
+    assert validation / 3 <= 0.04 * found * step
+    assert found == 1 or validation / 3 > 0.04 * (found - 1) * step

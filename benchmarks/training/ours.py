@@ -12,7 +12,7 @@ from inputs import SEED
 from transformers import AutoModelForCausalLM
 
 from inheritune.config import TrainConfig
-from inheritune.distributed import World
+from inheritune.distributed import joined
 from inheritune.run_directory import read_jsonl
 from inheritune.tokens import open_prepared
 from inheritune.training import Trainer
@@ -23,7 +23,10 @@ def main() -> None:
     job = read_job()
     clock = Clock(job)
     said: list[str] = []
-    with tempfile.TemporaryDirectory(dir=job.directory) as scratch:
+    # on one rank no launcher is there, and the world is this process
+    with joined() as world, tempfile.TemporaryDirectory(dir=job.directory) as own:
+        assert world.device.type == job.device
+        scratch = world.gathered(own)[0]
         trainer = Trainer(
             model=AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32),
             prepared=open_prepared(Path(job.data)),
@@ -33,9 +36,11 @@ def main() -> None:
             passes=1,
             report=said.append,
             progress=lambda _: None,
-            world=World(rank=0, size=1, device=torch.device(job.device)),
+            world=world,
         )
         clock.run(trainer.run)
+        if not world.main:
+            return
         steps = [record for record in read_jsonl(Path(scratch) / "metrics.jsonl") if record["kind"] == "step"]
     clock.finish(losses=[step["loss"] for step in steps], said=said, transformers=transformers.__version__)
 
@@ -58,6 +63,7 @@ def config(job: Job) -> TrainConfig:
         checkpoint_every_steps=10**9,
         compute_dtype=job.dtype,
         compile="always",
+        parallel=job.settings.get("parallel", "auto"),
         seed=SEED,
     )
 

@@ -14,7 +14,20 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 
 
-def run_worker(python: str, script: str, job: dict[str, Any], scratch: Path, timeout: float | None) -> dict[str, Any]:
+KEEP_FREED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+"""What `inheritune.hardware.keep_freed_memory` sets, as glibc reads it from a process's environment."""
+
+
+def run_worker(
+    python: str,
+    script: str,
+    job: dict[str, Any],
+    scratch: Path,
+    timeout: float | None,
+    *,
+    variables: dict[str, str] | None = None,
+    ranks: int = 1,
+) -> dict[str, Any]:
     """Run a worker in a process of its own.
 
     Args:
@@ -23,6 +36,8 @@ def run_worker(python: str, script: str, job: dict[str, Any], scratch: Path, tim
         job: what it is to do; `started` and `result` are added.
         scratch: for the job's file, the result and compile caches.
         timeout: seconds after which it is killed; None for never.
+        variables: further ones of its environment.
+        ranks: processes that it is, started by torchrun where there are several.
 
     Returns:
         What it measured; or `failed`, the last lines of what it said.
@@ -35,11 +50,13 @@ def run_worker(python: str, script: str, job: dict[str, Any], scratch: Path, tim
         "TRITON_CACHE_DIR": str(scratch / "caches" / "triton"),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        **(variables or {}),
     }
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
     said = scratch / "output.txt"
     with said.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(
-            [python, str(HERE / script), str(job_file)],
+            [python, *launcher, str(HERE / script), str(job_file)],
             stdout=output,
             stderr=subprocess.STDOUT,
             env=environment,

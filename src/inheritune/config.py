@@ -215,9 +215,9 @@ class TrainConfig:
     """So many skipped steps in a row end the run; the last checkpoint is kept."""
     max_steps: int | None = None
     """Stop after so many steps; the schedule ends there too. Unset: all passes."""
-    validate_every_steps: int = 100
+    validate_every_steps: int | Literal["auto"] = "auto"
     """Steps between evaluations of the development and the validation sets during training; before the first step and
-    after the last they are evaluated anyway."""
+    after the last they are evaluated anyway. `auto`: as often as takes a twenty-fifth of the training's time."""
     checkpoint_every_steps: int = 200
     """Steps between checkpoints; one is always written at the end and when interrupted."""
     keep_checkpoints: int = 2

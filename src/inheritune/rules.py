@@ -53,7 +53,7 @@ _TRAIN_RULES: list[Rule] = [
     ("skipped_in_a_row", lambda x: x >= 1, "1 or more"),
     ("fsdp_ranks", lambda x: x is None or x >= 2, "2 or more, or null"),
     ("max_steps", lambda x: x is None or x >= 1, "1 or more, or null"),
-    ("validate_every_steps", lambda x: x >= 1, "1 or more"),
+    ("validate_every_steps", lambda x: x == "auto" or x >= 1, "1 or more, or auto"),
     ("checkpoint_every_steps", lambda x: x >= 1, "1 or more"),
     ("keep_checkpoints", lambda x: x >= 1, "1 or more"),
     ("seed", lambda x: 0 <= x < 2**63, "0 or more, below 2**63"),

@@ -1,4 +1,4 @@
-"""Learning rate as a pure function of the step: nothing to save, nothing to restore. No torch."""
+"""What depends on the step alone: the learning rate, when to validate. Nothing to save or to restore; no torch."""
 
 from __future__ import annotations
 
@@ -20,3 +20,19 @@ def learning_rate(step: int, *, steps: int, warmup_steps: int, peak: float, fina
         return peak * (step + 1) / (warmup_steps + 1)
     progress = (step - warmup_steps) / max(1, steps - warmup_steps)
     return final + (peak - final) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+
+
+_VALIDATION_SHARE = 0.04
+"""Of the training's time; the first and the last validation, which every run has, come on top."""
+_FORWARD_SHARE = 1 / 3
+"""What a token costs without its gradient, of what it costs with it: one pass of three of about equal work."""
+
+
+def validation_interval(validation_tokens: int, step_tokens: int) -> int:
+    """Steps between validations so that they take a twenty-fifth of the training's time.
+
+    Args:
+        validation_tokens: what a validation measures, all sets together.
+        step_tokens: what a step trains on.
+    """
+    return max(1, math.ceil(_FORWARD_SHARE * validation_tokens / (_VALIDATION_SHARE * step_tokens)))

@@ -48,7 +48,7 @@ from inheritune.parallel import compile_blocks, compute_dtype, distribute, shard
 from inheritune.planning import training_flops_per_token
 from inheritune.recomputation import recompute_blocks
 from inheritune.run_directory import read_json, write_json
-from inheritune.schedule import learning_rate
+from inheritune.schedule import learning_rate, validation_interval
 from inheritune.tokens import Prepared, TrainingBlocks
 from inheritune.tracking import open_tracker
 from inheritune.validation import measure_objective
@@ -284,6 +284,7 @@ class Trainer:
         self._seen_stop = False
         if state.step == 0:
             self._validate(metrics)
+        every = self._validation_interval()
         # the last one stalls nobody; once the optimiser's moments exist, room is made for the others
         reserving = state.step + config.checkpoint_every_steps < self._steps
         pending: Launched | None = None
@@ -297,7 +298,7 @@ class Trainer:
                     self._read(pending, reader)
                 pending = launched
                 last = state.step == self._steps
-                validating = last or state.step % config.validate_every_steps == 0
+                validating = last or state.step % every == 0
                 saving = last or state.step % config.checkpoint_every_steps == 0
                 stopping = bool(stop) if self.world.size == 1 else self._seen_stop
                 if validating or saving or stopping or not self._late:
@@ -415,6 +416,13 @@ class Trainer:
         raise Interrupted(
             f"{self.directory}: stopped after step {self._state.step} of {self._steps}, {kept}", 128 + numbers[0]
         )
+
+    def _validation_interval(self) -> int:
+        """Steps between validations: the recipe's, or as many as keep them cheap."""
+        if self.config.validate_every_steps != "auto":
+            return self.config.validate_every_steps
+        measured = sum(self.prepared.set(name).tokens for name in self.prepared.measured_names)
+        return validation_interval(measured, self.config.batch_sequences * self.sequence_length)
 
     def _validate(self, metrics: Metrics) -> None:
         """Measure every set but the training set; keep the best weights by the development set if they are exported."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain, groupby
@@ -36,6 +37,8 @@ WANTED = np.dtype(
         ("limit", "<u8"),  # keep the first so many tokens; 0: all
     ]
 )
+_LOADING = threading.Lock()
+"""numpy parses an array's header by `ast`, which in Python 3.11 now and then fails where two threads do it at once."""
 TOKENISED = np.dtype([("tokens", "<u8"), ("bytes", "<u8"), ("cut", "?")])
 
 _BATCH_BYTES = 256 << 10
@@ -103,8 +106,9 @@ class Tokenise:
         work = Path(self.work)
         directory = work / self.wave
         plan = load_plan(work)
-        borders = np.load(directory / "borders.npy")
-        wanted = np.load(directory / "wanted.npy", mmap_mode="r")[borders[rank] : borders[rank + 1]]
+        with _LOADING:
+            borders = np.load(directory / "borders.npy")
+            wanted = np.load(directory / "wanted.npy", mmap_mode="r")[borders[rank] : borders[rank + 1]]
         results = np.zeros(len(wanted), TOKENISED)
         target = directory / f"{rank:05d}.ds"
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
