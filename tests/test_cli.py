@@ -41,6 +41,13 @@ def test_each_command_explains_itself_without_torch(name: str) -> None:
     assert f"usage: inheritune {name}" in done.stdout
 
 
+def test_what_is_imported_says_nothing(tmp_path: Path) -> None:
+    """Libraries that transformers takes up where it finds them may have something to say of themselves."""
+    words = [sys.executable, "-m", "inheritune", "inherit", "packaged:demo", "--layers", "1", "--out", tmp_path / "one"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stderr.startswith("packaged:demo: ")
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("inheritune ")

@@ -113,10 +113,17 @@ def _command(name: str) -> Command:
 
 
 def _quiet() -> None:
-    """Without transformers' own progress bars: a command shows one of its own where there is something to wait for."""
-    from transformers.utils import logging
+    """Without transformers' own progress bars: a command shows one of its own where there is something to wait for.
 
-    logging.disable_progress_bar()
+    And without what torchao, imported by transformers wherever it is installed, tells its developers when it loads.
+    """
+    import logging
+
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
 
 
 def _parser(name: str, kind: type[Any]) -> ArgumentParser:
@@ -180,9 +187,9 @@ def _run_until(name: str, until: str) -> Callable[[list[str]], None]:
         _, first = parse(parser, Recipe, words, {}, f"inheritune {name}", complete=False)
         values, where = read_recipe(first.recipe)
         recipe, namespace = parse(parser, Recipe, words, values, where)
+        _quiet()
         from inheritune import pipeline
 
-        _quiet()
         pipeline.run(recipe, _directory(namespace.out) if namespace.out is not None else None, until=until)
 
     return call
@@ -212,6 +219,7 @@ def _prepare(words: list[str]) -> None:
     given = [SourceConfig(path=path, document_separator=separator) for path in namespace.source]
     import dataclasses
 
+    _quiet()
     from inheritune import pipeline
 
     pipeline.prepare(
@@ -264,9 +272,9 @@ def _inherit(words: list[str]) -> None:
         raise Refused("inherit: --seed must be 0 or more, below 2**63")
     out = _directory(given.out) if given.out is not None else None
     data = _directory(given.data, "--data") if given.data is not None else None
+    _quiet()
     from inheritune import pipeline
 
-    _quiet()
     common = {name: getattr(given, name) for name in ("sequence_length", "revision", "trust_remote_code")}
     if given.layers is not None and out is not None:
         own = {name: getattr(given, name) for name in ("init", "seed", "scan")}
