@@ -43,7 +43,17 @@ def test_each_command_explains_itself_without_torch(name: str) -> None:
 
 def test_what_is_imported_says_nothing(tmp_path: Path) -> None:
     """Libraries that transformers takes up where it finds them may have something to say of themselves."""
-    words = [sys.executable, "-m", "inheritune", "inherit", "packaged:demo", "--layers", "1", "--out", tmp_path / "one"]
+    words = [
+        sys.executable,
+        "-m",
+        "inheritune",
+        "inherit",
+        "packaged:demo",
+        "--layers",
+        "1",
+        "--out",
+        str(tmp_path / "one"),
+    ]
     done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stderr.startswith("packaged:demo: ")
 
