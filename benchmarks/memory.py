@@ -78,7 +78,8 @@ def main() -> None:
     predicted = {
         name: {count: predict(case, changes) for count, case in LARGE.items()} for name, changes in SETTINGS.items()
     }
-    show_predicted(predicted)
+    print("open-llama-3b-13, sequence 2048, bfloat16 products, GiB on the device at the peak of a step\n")
+    print(predicted_table(predicted))
     cases = {f"open-llama-3b-13, micro-batch {count}": case for count, case in LARGE.items()} if gpu else SMALL
     measured: dict[str, dict[str, Any]] = {}
     for title, case in cases.items():
@@ -89,7 +90,8 @@ def main() -> None:
                 print(f"{title}, {name}: not measured", file=sys.stderr)
             else:
                 measured[title][name] = {"predicted": predict(case, changes), **found}
-        show_measured(title, measured[title])
+        print(f"\n{title}: predicted / measured, MiB\n")
+        print(measured_table(measured[title]))
     if given.out:
         result = {
             "command": " ".join(["python", *sys.argv]),
@@ -243,23 +245,22 @@ def fits(total: int, card: int) -> bool:
     return total <= 0.95 * card * 2**30 - 0.6 * 2**30
 
 
-def show_predicted(predicted: dict[str, dict[str, Any]]) -> None:
-    """The large shape's table, in GiB."""
-    print("open-llama-3b-13, sequence 2048, bfloat16 products, GiB on the device at the peak of a step\n")
+def predicted_table(predicted: dict[str, dict[str, Any]]) -> str:
+    """The large shape's predictions as Markdown, in GiB."""
     heads = ["setting", "micro-batch", *PARTS, "total", "host", *(f"fits {card}" for card in CARDS)]
-    print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for name, counts in predicted.items():
         for count, parts in counts.items():
             fitting = ["yes" if fits(parts["total"], card) else "no" for card in CARDS]
             values = [f"{parts[part] / 2**30:.2f}" for part in (*PARTS, "total", "host")]
-            print("| " + " | ".join([name, count, *values, *fitting]) + " |")
+            lines.append("| " + " | ".join([name, count, *values, *fitting]) + " |")
+    return "\n".join(lines)
 
 
-def show_measured(title: str, found: dict[str, Any]) -> None:
-    """A table of predicted / measured, in MiB; allocator and process contain the host's part where device is host."""
-    print(f"\n{title}: predicted / measured, MiB\n")
+def measured_table(found: dict[str, Any]) -> str:
+    """Predicted / measured as Markdown, in MiB; allocator and process contain the host's part where device is host."""
     heads = ["setting", *PARTS, "total with host", "allocator", "predicted / allocator", "process"]
-    print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for name, one in found.items():
         expected = one["predicted"]
         parts = [
@@ -269,7 +270,8 @@ def show_measured(title: str, found: dict[str, Any]) -> None:
         whole = expected["total"] + (0 if on_gpu else expected["host"])
         outside = one["reserved"] if on_gpu else one["resident_growth"]
         ratio = f"{whole / one['allocated']:.3f}"
-        print("| " + " | ".join([name, *parts, mebi(whole), mebi(one["allocated"]), ratio, mebi(outside)]) + " |")
+        lines.append("| " + " | ".join([name, *parts, mebi(whole), mebi(one["allocated"]), ratio, mebi(outside)]) + " |")
+    return "\n".join(lines)
 
 
 def mebi(size: int) -> str:

@@ -23,7 +23,7 @@ from importlib import metadata
 from pathlib import Path
 
 from overhead import checkpoints, loading, preparing, starting
-from overhead.figure import Figure
+from overhead.figure import Figure, shown
 
 from inheritune.environment import describe
 
@@ -51,7 +51,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="overheads-") as scratch:
         for name in given.only:
             for figure in PARTS[name](Path(scratch), given):
-                print(row(figure), flush=True)
+                print(shown(figure.record()), flush=True)
                 figures.append(figure)
     missed = [figure.name for figure in figures if figure.met is False]
     print(f"missed: {', '.join(missed) or 'none'}")
@@ -69,13 +69,6 @@ def main() -> None:
             "figures": [figure.record() for figure in figures],
         }
         given.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-
-
-def row(figure: Figure) -> str:
-    """A line of the table."""
-    record = figure.record()
-    met = {True: "yes", False: "no", None: ""}[figure.met]
-    return f"| {figure.name} | {figure.value:.3g} {figure.unit} | {record['target'] or ''} | {met} |"
 
 
 if __name__ == "__main__":

@@ -41,6 +41,12 @@ class Figure:
         }
 
 
+def shown(record: dict[str, Any]) -> str:
+    """A figure's record as a line of the table."""
+    met = {True: "yes", False: "no", None: ""}[record["met"]]
+    return f"| {record['figure']} | {record['value']:.3g} {record['unit']} | {record['target'] or ''} | {met} |"
+
+
 def line_fit(sizes: list[float], values: list[float]) -> tuple[float, float]:
     """Offset and slope of the least-squares line."""
     mean_size, mean_value = sum(sizes) / len(sizes), sum(values) / len(values)

@@ -78,17 +78,19 @@ class Clock:
         self._losses: list[list[torch.Tensor]] = [[]]
         self._begun = self._first = 0.0
         self._set_up_memory = 0
+        self._profiler: Any = None
 
     def note(self, loss: torch.Tensor) -> None:
         """Keep a micro-batch's loss; a step's is the sum over its micro-batches. Nothing waits for the device."""
         self._losses[-1].append(loss.detach())
 
-    def run(self, train: Callable[[], Any]) -> None:
-        """Train, until the last timed step is done.
+    def run(self, train: Callable[[], Any], profiler: Any = None) -> None:
+        """Train, until the last timed step is done; a profiler is told when the timed steps begin and end.
 
         Raises:
             RuntimeError: it ended before.
         """
+        self._profiler = profiler
         hook = register_optimizer_step_post_hook(self._mark)
         self._begun = time.time()
         with contextlib.suppress(_Finished):
@@ -112,7 +114,11 @@ class Clock:
         if len(self._marks) == WARM_STEPS:
             self._set_up_memory = self._peak()
             self._reset_peak()
+            if self._profiler is not None:
+                self._profiler.start()
         if len(self._marks) == WARM_STEPS + self._job.steps:
+            if self._profiler is not None:
+                self._profiler.stop()
             raise _Finished
 
     def _peak(self) -> int:

@@ -9,6 +9,7 @@ import torch
 import transformers
 from clock import Clock, Job, read_job
 from inputs import SEED
+from kinds import by_kind
 from transformers import AutoModelForCausalLM
 
 from inheritune.config import TrainConfig
@@ -38,11 +39,16 @@ def main() -> None:
             progress=lambda _: None,
             world=world,
         )
-        clock.run(trainer.run)
+        if job.settings.get("profile"):
+            torch._inductor.config.cpp.enable_kernel_profile = True
+        profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+        clock.run(trainer.run, profiler if job.settings.get("profile") else None)
         if not world.main:
             return
         steps = [record for record in read_jsonl(Path(scratch) / "metrics.jsonl") if record["kind"] == "step"]
-    clock.finish(losses=[step["loss"] for step in steps], said=said, transformers=transformers.__version__)
+    profiled = {"profile": by_kind(profiler, job.steps)} if job.settings.get("profile") else {}
+    losses = [step["loss"] for step in steps]
+    clock.finish(losses=losses, said=said, transformers=transformers.__version__, **profiled)
 
 
 def config(job: Job) -> TrainConfig:
