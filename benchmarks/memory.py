@@ -164,7 +164,7 @@ def measure(case: Case, changes: dict[str, Any]) -> dict[str, Any]:
 
     from inheritune.memory import Live, forward_and_backward
     from inheritune.objective import Objective
-    from inheritune.optimizer import clipped_norm, host_bytes, make_optimizer, take_step
+    from inheritune.optimizer import gradient_norm, host_bytes, make_optimizer, take_step
     from inheritune.parallel import compile_blocks, place
     from inheritune.recomputation import recompute_blocks
     from inheritune.reference import fresh
@@ -184,11 +184,11 @@ def measure(case: Case, changes: dict[str, Any]) -> dict[str, Any]:
     def passes(live: Live) -> None:
         for _ in range(2):
             forward_and_backward(objective, ids, live)
-        clipped_norm(parameters, train.gradient_clip)
 
     def step(live: Live) -> None:
         passes(live)
-        take_step(optimizer, torch.zeros((), device=device))
+        norm = gradient_norm(parameters)
+        take_step(optimizer, torch.zeros((), device=device), norm, train.gradient_clip)
 
     idle = Live()
     step(idle)  # the moments are made, blocks compiled
@@ -270,7 +270,9 @@ def measured_table(found: dict[str, Any]) -> str:
         whole = expected["total"] + (0 if on_gpu else expected["host"])
         outside = one["reserved"] if on_gpu else one["resident_growth"]
         ratio = f"{whole / one['allocated']:.3f}"
-        lines.append("| " + " | ".join([name, *parts, mebi(whole), mebi(one["allocated"]), ratio, mebi(outside)]) + " |")
+        lines.append(
+            "| " + " | ".join([name, *parts, mebi(whole), mebi(one["allocated"]), ratio, mebi(outside)]) + " |"
+        )
     return "\n".join(lines)
 
 

@@ -22,7 +22,7 @@ from inheritune.config import TrainConfig
 from inheritune.distributed import World
 from inheritune.memory import predicted
 from inheritune.objective import Objective, Scores
-from inheritune.optimizer import clipped_norm, make_optimizer, moments, take_step
+from inheritune.optimizer import gradient_norm, make_optimizer, moments, take_step
 from inheritune.parallel import compile_blocks, place
 from inheritune.recomputation import recompute_blocks
 from inheritune.run_directory import read_jsonl
@@ -137,8 +137,8 @@ def stepped(device: str, **changes: Any) -> tuple[PreTrainedModel, torch.optim.O
     optimizer = make_optimizer(network, TrainConfig(learning_rate=1e-3, **changes), compiled=device == "cuda")
     for number in range(5):
         gradients(network, device)
-        clipped_norm(list(network.parameters()), 1.0)
-        take_step(optimizer, torch.tensor(float(number == 2), device=device))
+        norm = gradient_norm(list(network.parameters()))
+        take_step(optimizer, torch.tensor(float(number == 2), device=device), norm, 1.0)
     return network, optimizer
 
 
@@ -224,6 +224,6 @@ def test_memory_is_as_predicted(dtype: torch.dtype, recompute: bool) -> None:
         torch.cuda.reset_peak_memory_stats()
         for _ in range(2):
             objective(tokens, tokens).minimised.backward()
-        clipped_norm(list(network.parameters()), 1.0)
-        take_step(optimizer, torch.zeros((), device="cuda"))
+        norm = gradient_norm(list(network.parameters()))
+        take_step(optimizer, torch.zeros((), device="cuda"), norm, 1.0)
     assert torch.cuda.max_memory_allocated() - before == pytest.approx(expected.total, rel=0.1)

@@ -13,7 +13,7 @@ from inheritune.config import TrainConfig
 from inheritune.errors import Refused
 from inheritune.memory import Live, Memory, forward_and_backward, predicted
 from inheritune.objective import Objective
-from inheritune.optimizer import clipped_norm
+from inheritune.optimizer import gradient_norm
 from inheritune.recomputation import recompute_blocks
 from inheritune.reference import fresh
 
@@ -53,7 +53,7 @@ def found(config: PretrainedConfig, dtype: torch.dtype, recompute: bool, rounds:
     with live.watching(model):
         for _ in range(rounds):
             forward_and_backward(objective, ids, live)
-        clipped_norm(list(model.parameters()), 1.0)
+        gradient_norm(list(model.parameters()))
     return live.peak
 
 

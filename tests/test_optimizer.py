@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from inheritune.config import TrainConfig
-from inheritune.optimizer import Guard, adamw, clipped_norm, empty_moments, moments, take_step, updates
+from inheritune.optimizer import Guard, adamw, empty_moments, gradient_norm, make_optimizer, moments, take_step, updates
 
 CPU = torch.device("cpu")
 CONFIG = TrainConfig(learning_rate=1e-2, weight_decay=0.1, beta1=0.8, beta2=0.9, epsilon=1e-6)
@@ -183,24 +185,37 @@ def check_equal(model: nn.Module, optimizer: torch.optim.AdamW, other: nn.Module
         assert all(torch.equal(held[key], expected[key]) for key in expected)
 
 
-def test_clipping_is_torchs() -> None:
-    for limit, scale in ((1.0, 3.0), (1.0, 1e-3), (0.25, 1.0)):
-        ours, theirs = network(), network()
-        norm = clipped_norm(fill(ours, 1, scale), limit)
-        expected = nn.utils.clip_grad_norm_(fill(theirs, 1, scale), limit)
-        assert torch.equal(norm, expected)
-        for found, wanted in zip(ours.parameters(), theirs.parameters(), strict=True):
-            assert (found.grad is None) == (wanted.grad is None)
-            if found.grad is not None and wanted.grad is not None:
-                assert torch.equal(found.grad, wanted.grad)
+@pytest.mark.parametrize("kind", [{}, {"offload_optimizer": True}])
+@pytest.mark.parametrize(("limit", "scale"), [(1.0, 3.0), (1.0, 1e-3), (0.25, 1.0)])
+def test_clipping_is_torchs(limit: float, scale: float, kind: dict[str, Any]) -> None:
+    ours, theirs = network(), network()
+    config = dataclasses.replace(CONFIG, **kind)
+    optimizer, other = make_optimizer(ours, config, compiled=False), adamw(theirs, CONFIG)
+    for step in range(3):
+        norm = gradient_norm(fill(ours, step, scale))
+        expected = nn.utils.clip_grad_norm_(fill(theirs, step, scale), limit)
+        torch.testing.assert_close(norm, expected)
+        take_step(optimizer, torch.tensor(0.0), norm, limit)
+        take_step(other, torch.tensor(0.0))
+    for found, wanted in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-7)
 
 
-def test_the_norm_is_of_all_gradients_and_limit_0_clips_none() -> None:
+@pytest.mark.parametrize("norm", [NAN, INFINITE])
+def test_a_norm_that_is_not_finite_harms_nothing_where_the_step_is_skipped(norm: float) -> None:
+    model = network()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    fill(model, 1)
+    take_step(adamw(model, CONFIG), torch.tensor(1.0), torch.tensor(norm), 1.0)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(model.parameters(), before, strict=True))
+
+
+def test_the_norm_is_of_all_gradients_and_leaves_them() -> None:
     model = network()
     parameters = list(model.parameters())  # one of them without a gradient
     fill(model, 1, 100.0)
     before = [parameter.grad.clone() for parameter in parameters if parameter.grad is not None]
-    norm = clipped_norm(parameters, 0.0)
+    norm = gradient_norm(parameters)
     torch.testing.assert_close(norm, torch.cat([one.flatten() for one in before]).norm())
     after = [parameter.grad for parameter in parameters if parameter.grad is not None]
     assert len(after) == 5

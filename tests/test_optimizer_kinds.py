@@ -18,8 +18,8 @@ from inheritune.errors import Refused
 from inheritune.optimizer import (
     OffloadedAdamW,
     check_optimizer,
-    clipped_norm,
     empty_moments,
+    gradient_norm,
     host_bytes,
     make_optimizer,
     moment_bytes,
@@ -64,9 +64,8 @@ def steps(model: nn.Module, optimizer: torch.optim.Optimizer, numbers: range, sk
         generator = torch.Generator().manual_seed(number)
         for parameter in learning:
             parameter.grad = torch.randn(parameter.shape, generator=generator)
-        clipped_norm(learning, 1.0)
         set_learning_rate(optimizer, 1e-2 / (1 + number))
-        take_step(optimizer, SKIPPED if number in skip else TAKEN)
+        take_step(optimizer, SKIPPED if number in skip else TAKEN, gradient_norm(learning), 1.0)
 
 
 def names_of(model: nn.Module) -> dict[nn.Parameter, str]:

@@ -22,7 +22,7 @@ from inheritune.config import TrainConfig
 from inheritune.errors import Failed, Interrupted
 from inheritune.metrics import Progress
 from inheritune.objective import Objective
-from inheritune.optimizer import adamw, clipped_norm
+from inheritune.optimizer import adamw, gradient_norm
 from inheritune.reference import block_list
 from inheritune.run_directory import read_jsonl
 from inheritune.tokens import Prepared, TokenSet
@@ -337,12 +337,12 @@ def test_dropout_is_resumed_too(tmp_path: Path, data: Prepared) -> None:
 def test_steps_without_a_gradient_end_the_run_with_its_weights(
     tmp_path: Path, data: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def poisoned(parameters: Any, _limit: float) -> torch.Tensor:
+    def poisoned(parameters: Any) -> torch.Tensor:
         for parameter in parameters:
             parameter.grad.fill_(float("nan"))
         return torch.tensor(float("nan"))
 
-    monkeypatch.setattr(training, "clipped_norm", poisoned)
+    monkeypatch.setattr(training, "gradient_norm", poisoned)
     config = dataclasses.replace(CONFIG, skipped_in_a_row=3)
     trainer = Trainer(model(), data, config, tmp_path, LENGTH, 1, report=lambda _: None, progress=lambda _: None)
     with pytest.raises(Failed, match=r"3 steps in a row were skipped, up to step 3 .*gradient norm nan"):
@@ -354,12 +354,12 @@ def test_steps_without_a_gradient_end_the_run_with_its_weights(
 def test_one_bad_step_is_skipped_and_counted(tmp_path: Path, data: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def spoilt(parameters: Any, limit: float) -> torch.Tensor:
-        norm = clipped_norm(parameters, limit)
+    def spoilt(parameters: Any) -> torch.Tensor:
+        norm = gradient_norm(parameters)
         calls.append(norm)
         return norm if len(calls) != 3 else torch.tensor(float("inf"))
 
-    monkeypatch.setattr(training, "clipped_norm", spoilt)
+    monkeypatch.setattr(training, "gradient_norm", spoilt)
     _, trained = train(tmp_path / "run", data)
     assert trained.skipped_steps == 1
     steps = [r for r in read_jsonl(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "step"]

@@ -32,7 +32,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from inheritune.config import TrainConfig
 from inheritune.errors import Refused
 from inheritune.objective import Objective
-from inheritune.optimizer import clipped_norm, host_bytes, moment_bytes, step_bytes
+from inheritune.optimizer import gradient_norm, host_bytes, moment_bytes, step_bytes
 from inheritune.recomputation import recompute_blocks
 from inheritune.reference import block_list, weightless, whole_sequences
 
@@ -103,7 +103,7 @@ def predicted(
             with live.watching(model):
                 for _ in range(2 if train.batch_sequences > micro_batch else 1):
                     forward_and_backward(objective, ids, live)
-                clipped_norm(trainable, train.gradient_clip)
+                gradient_norm(trainable)
                 live.add("working", step_bytes(trainable, train, compiled=compiled))
     except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedFakeTensorException) as error:
         raise Refused(

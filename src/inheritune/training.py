@@ -35,8 +35,8 @@ from inheritune.micro_batch import largest_micro_batch
 from inheritune.objective import Objective
 from inheritune.optimizer import (
     Guard,
-    clipped_norm,
     empty_moments,
+    gradient_norm,
     make_optimizer,
     moment_bytes,
     moments,
@@ -341,9 +341,9 @@ class Trainer:
             sums[1] += losses.divergence.detach()
         sums[2] = float(bool(stop))
         world.add_up(sums)
-        norm = clipped_norm(self._parameters, config.gradient_clip)
+        norm = gradient_norm(self._parameters)
         skipped = self._guard.judge(norm)
-        take_step(self._optimizer, skipped)
+        take_step(self._optimizer, skipped, norm, config.gradient_clip)
         state.step += 1
         values = torch.stack([sums[0] / tokens, sums[1] / tokens, norm, skipped, self._guard.in_a_row, sums[2]])
         place = {**self._place(), "learning_rate": rate}

@@ -8,7 +8,7 @@ quantised to 8 bits (torchao), or live in the host's memory, where the step is t
     clipping; steps that are not taken          guard.py
 """
 
-from inheritune.optimizer.guard import Guard, clipped_norm
+from inheritune.optimizer.guard import Guard, gradient_norm
 from inheritune.optimizer.kinds import (
     adamw,
     check_optimizer,
@@ -29,8 +29,8 @@ __all__ = [
     "OffloadedAdamW",
     "adamw",
     "check_optimizer",
-    "clipped_norm",
     "empty_moments",
+    "gradient_norm",
     "host_bytes",
     "make_optimizer",
     "moment_bytes",

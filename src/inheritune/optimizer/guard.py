@@ -1,4 +1,4 @@
-"""Gradient clipping, and the guard that skips a step gone wrong: all on the device, nothing waits for the host."""
+"""The gradients' norm, and the guard that skips a step gone wrong: all on the device, nothing waits for the host."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _ENOUGH = 16
 """Norms below which there is no median to speak of: what is finite then counts as normal."""
 
 
-def clipped_norm(parameters: list[nn.Parameter], limit: float) -> torch.Tensor:
-    """The gradients' global norm before clipping, a scalar; clips them to `limit`, 0 for none, in place."""
+def gradient_norm(parameters: list[nn.Parameter]) -> torch.Tensor:
+    """The gradients' global norm, a scalar; over all ranks, where they are sharded."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if gradients and all(type(one) is torch.Tensor and one.device.type == "cpu" for one in gradients):
+        # twice as fast there as torch's norm of a tensor, and nearer to the exact value (benchmarks/LOG.md)
+        flat = [one.reshape(-1) for one in gradients]
+        return torch.stack([torch.dot(one, one) for one in flat]).sum().sqrt()
     norm = torch.nn.utils.get_total_norm(gradients)
-    if isinstance(norm, DTensor):
-        norm = norm.full_tensor()
-    if limit:
-        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-    return norm
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 class Guard:

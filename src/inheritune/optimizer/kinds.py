@@ -18,6 +18,8 @@ _KINDS = ("exp_avg", "exp_avg_sq")
 _BLOCK, _LEAST_QUANTISED = 256, 4096
 """Values that share a scale in an 8-bit moment; a tensor of fewer than the second, or not of whole blocks, is not
 quantised. Both are torchao's."""
+_CLIP_EPSILON = 1e-6
+"""torch's clipping adds it to the norm."""
 _STEP_8BIT_COMPILED, _STEP_8BIT_EAGER = 8, 53
 """Bytes a value that torchao's step takes for a moment, of one parameter after the other: measured on a CPU, torchao
 0.18, by torch's profiler."""
@@ -96,15 +98,31 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
             group["lr"] = rate
 
 
-def take_step(optimizer: torch.optim.Optimizer, skipped: torch.Tensor) -> None:
+def take_step(
+    optimizer: torch.optim.Optimizer, skipped: torch.Tensor, norm: torch.Tensor | None = None, limit: float = 0.0
+) -> None:
     """Take a step, or none where `skipped` is 1.0; weights, moments and counters then stay as they are.
 
-    The fused kernel reads the verdict by itself; the others are told by the host, which has to wait for it.
+    The fused kernel reads the verdict by itself, the others are told by the host, which has to wait for it. Clipping is
+    done by the kernel as it reads the gradients; torchao's finds them clipped.
+
+    Args:
+        optimizer: what `make_optimizer` made; its gradients are gone afterwards.
+        skipped: the guard's verdict.
+        norm: the gradients' global norm, a scalar.
+        limit: what it is clipped to; 0: no clipping.
     """
-    if type(optimizer) is torch.optim.AdamW:
+    on_device = type(optimizer) is torch.optim.AdamW
+    if on_device:
         optimizer.found_inf = skipped  # type: ignore[attr-defined]
-        optimizer.step()
-    elif not bool(skipped):
+    if norm is not None and limit > 0:
+        if isinstance(optimizer, torch.optim.AdamW):
+            divisor = ((norm + _CLIP_EPSILON) / limit).clamp(min=1.0)
+            optimizer.grad_scale = divisor if on_device else divisor.cpu()  # type: ignore[attr-defined]
+        else:
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    if on_device or not bool(skipped):
         optimizer.step()
     optimizer.zero_grad()
 

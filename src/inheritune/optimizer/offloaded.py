@@ -35,6 +35,8 @@ class OffloadedAdamW(torch.optim.AdamW):
 
     def __init__(self, groups: list[dict[str, Any]], **settings: Any) -> None:
         super().__init__(groups, **settings)
+        self.grad_scale: torch.Tensor | None = None
+        """What gradients are divided by, a scalar in the host's memory; None: nothing."""
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         device = parameters[0].device
         self._slots = [_Slot(max(local(one).numel() for one in parameters), device) for _ in range(2)]
@@ -97,6 +99,7 @@ class OffloadedAdamW(torch.optim.AdamW):
             beta2=beta2,
             weight_decay=group["weight_decay"],
             eps=group["eps"],
+            grad_scale=self.grad_scale,
         )
 
     def empty_state(self, parameter: nn.Parameter, taken: int) -> dict[str, torch.Tensor]:
