@@ -85,9 +85,9 @@ def place(record: Record) -> str:
 
 
 SECTIONS: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
-    "speed": (speed, ("train_1.json",)),
-    "speed, everybody keeping freed memory": (speed, ("train_2.json",)),
-    "speed in float32": (speed, ("train_3.json",)),
+    "speed": (speed, ("train_2.json",)),
+    "speed, everybody keeping freed memory": (speed, ("train_3.json",)),
+    "speed in float32": (speed, ("train_4.json",)),
     "where the time goes": (where, ("profile_1.json",)),
     "memory predicted": (predicted, ("memory_2.json",)),
     "memory measured": (measured, ("memory_2.json",)),

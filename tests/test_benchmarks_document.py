@@ -65,7 +65,7 @@ def test_every_rank_of_a_sweep_has_whole_sequences() -> None:
     ("operator", "kind"),
     [
         ("aten::mm", "matrix products"),
-        ("aten::mul_", "norm, clipping, AdamW"),
+        ("aten::dot", "norm, clipping, AdamW"),
         ("aten::mul", "copies, casts, fills, sums"),
         ("aten::_scaled_dot_product_flash_attention_for_cpu_backward", "attention's kernel"),
         ("graph_1_cpp_fused_add_2", "between products, compiled"),

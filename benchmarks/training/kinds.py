@@ -10,10 +10,10 @@ KINDS = (
     ("attention's kernel", r"aten::_?scaled_dot_product.*"),
     ("between products, compiled", r"graph_\d+_cpp.*|## Call CompiledFxGraph.*|CompiledFunction.*|Torch-Compiled.*"),
     ("loss", r"aten::(_log_softmax|exp_|gather|scatter_add_|_softmax)|_Chunked.*"),
-    ("norm, clipping, AdamW", r"aten::(_fused_adamw_|linalg_vector_norm|mul_|_foreach.*)|Optimizer.*"),
+    ("norm, clipping, AdamW", r"aten::(_fused_adamw_|dot|linalg_vector_norm|_foreach.*)|Optimizer.*"),
     (
         "copies, casts, fills, sums",
-        r"aten::(copy_|fill_|zero_|add_?|clone|sum|div|mul|cat|_to_copy|embedding.*|index.*)",
+        r"aten::(copy_|fill_|zero_|add_?|clone|sum|div|mul_?|cat|_to_copy|embedding.*|index.*)",
     ),
 )
 OTHER = "other"

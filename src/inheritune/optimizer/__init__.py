@@ -5,7 +5,7 @@ quantised to 8 bits (torchao), or live in the host's memory, where the step is t
 
     the kinds; steps, moments, their bytes      kinds.py
     moments and arithmetic on the host          offloaded.py
-    clipping; steps that are not taken          guard.py
+    the gradients' norm; steps not taken        guard.py
 """
 
 from inheritune.optimizer.guard import Guard, gradient_norm
