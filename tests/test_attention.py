@@ -176,6 +176,16 @@ def test_it_leaves_no_trace() -> None:
         assert ALL_ATTENTION_FUNCTIONS["sdpa"] is before
 
 
+def test_torchs_own_can_be_asked_for() -> None:
+    before = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    with banded(CPU):
+        with attention.torchs_own():
+            assert ALL_ATTENTION_FUNCTIONS["sdpa"] is before
+        assert ALL_ATTENTION_FUNCTIONS["sdpa"] is attention._attention
+    with attention.torchs_own():
+        assert ALL_ATTENTION_FUNCTIONS["sdpa"] is before
+
+
 def test_somebody_elses_function_stays() -> None:
     def theirs(*_: Any, **__: Any) -> None: ...
 

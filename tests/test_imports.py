@@ -48,7 +48,7 @@ ALLOWED = {
     "layerwise": "errors config comparison result reference tokens loss parallel objective validation",
     "metrics": "errors run_directory hardware tracking",
     "micro_batch": "errors distributed hardware",
-    "memory": "errors config reference recomputation objective optimizer",
+    "memory": "errors config attention reference recomputation objective optimizer",
     "evaluation": "errors config run_directory published comparison reference",
     "training": "errors config run_directory hardware tracking distributed loss schedule reference planning tokens"
     " parallel recomputation objective optimizer checkpoint validation metrics micro_batch",

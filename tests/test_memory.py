@@ -121,6 +121,17 @@ def test_on_a_gpu_attention_with_dropout_keeps_no_scores() -> None:
     assert foretold(without, "cpu").activations == foretold(without, "cuda").activations
 
 
+def test_on_a_gpu_short_sequences_in_bfloat16_keep_no_scores() -> None:
+    for recompute in (False, True):
+        on_cpu, on_gpu = (
+            foretold(llama(), device, torch.bfloat16, activation_checkpointing=recompute) for device in ("cpu", "cuda")
+        )
+        assert on_gpu.total < on_cpu.total
+    scores = 2 * MICRO_BATCH * 4 * LENGTH * LENGTH  # heads; bfloat16
+    plain = [foretold(llama(), device, torch.bfloat16).activations for device in ("cpu", "cuda")]
+    assert plain[0] - plain[1] > 4 * scores
+
+
 def test_one_micro_batch_a_step_has_its_gradients_later() -> None:
     once = foretold(llama(), batch_sequences=MICRO_BATCH)
     assert once.total < foretold(llama()).total

@@ -39,6 +39,19 @@ def banded(device: torch.device) -> Iterator[None]:
         del ALL_ATTENTION_FUNCTIONS["sdpa"]
 
 
+@contextlib.contextmanager
+def torchs_own() -> Iterator[None]:
+    """Have models take torch's kernel within `banded`, as they would on a GPU."""
+    if ALL_ATTENTION_FUNCTIONS["sdpa"] is not _attention:
+        yield
+        return
+    del ALL_ATTENTION_FUNCTIONS["sdpa"]
+    try:
+        yield
+    finally:
+        ALL_ATTENTION_FUNCTIONS["sdpa"] = _attention
+
+
 def _attention(
     module: torch.nn.Module,
     query: torch.Tensor,

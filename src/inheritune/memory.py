@@ -29,6 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PretrainedConfig, PreTrainedModel
 
+from inheritune.attention import torchs_own
 from inheritune.config import TrainConfig
 from inheritune.errors import Refused
 from inheritune.objective import Objective
@@ -80,7 +81,8 @@ def predicted(
         sequence_length: tokens of a sequence.
         micro_batch: sequences of a forward pass.
         dtype: of matrix products.
-        device: `cuda` or `cpu`; they differ in attention with dropout alone, for which a CPU has no fused kernel.
+        device: `cuda` or `cpu`; they differ in attention alone: a CPU has no fused kernel for dropout, and computes
+            short sequences in bfloat16 by bands.
         trust_remote_code: whether code that comes with the config may be run.
 
     Raises:
@@ -207,14 +209,17 @@ class Live(TorchDispatchMode):
 
 
 def _fuse_attention(model: PreTrainedModel) -> None:
-    """Let attention be computed as on a GPU: fused with dropout, too, where a CPU keeps all of its scores."""
+    """Let attention be computed as on a GPU: fused, where a CPU keeps scores of short sequences or of dropout."""
     for block in block_list(model)[1]:
         block._compiled_call_impl = _under_fused_attention(block._call_impl)
 
 
 def _under_fused_attention(call: Callable[..., Any]) -> Callable[..., Any]:
     def run(*arguments: Any, **settings: Any) -> Any:
-        with _FusedAttention():  # around each block by itself: a backward pass that recomputes one enters no mode
+        with (
+            torchs_own(),
+            _FusedAttention(),
+        ):  # around each block by itself: a backward pass that recomputes one enters no mode
             return call(*arguments, **settings)
 
     return run
