@@ -24,8 +24,9 @@ def learning_rate(step: int, *, steps: int, warmup_steps: int, peak: float, fina
 
 _VALIDATION_SHARE = 0.04
 """Of the training's time; the first and the last validation, which every run has, come on top."""
-_FORWARD_SHARE = 1 / 3
-"""What a token costs without its gradient, of what it costs with it: one pass of three of about equal work."""
+_FORWARD_SHARE = 1 / 2
+"""What a token costs without its gradient, of what it costs with it: one pass of three of about equal work, and the
+token's own loss. Measured on a CPU: 0.48 (benchmarks/overheads.py)."""
 
 
 def validation_interval(validation_tokens: int, step_tokens: int) -> int:
