@@ -8,6 +8,7 @@ token but the first is a label exactly once. The tail that fills no block is not
 from __future__ import annotations
 
 import hashlib
+import mmap
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -51,6 +52,13 @@ class TokenSet:
             np.concatenate(ends).astype(np.int64) if ends else np.zeros(0, np.int64)
         )  # (documents,) in tokens
         self.document_bytes = np.concatenate(sizes).astype(np.int64) if sizes else np.zeros(0, np.int64)  # (documents,)
+
+    def expect_random_reads(self) -> None:
+        """Tell the system that what lies beside a block is not needed next: it would read far more than the block."""
+        for shard in self._shards:
+            mapped = getattr(shard, "_mmap", None)
+            if mapped is not None and hasattr(mmap, "MADV_RANDOM"):
+                mapped.madvise(mmap.MADV_RANDOM)
 
     def read(self, start: int, stop: int) -> Tokens:
         """Tokens [start, stop) of the stream, as far as it goes, across shards: (stop - start,) at most, int64."""
@@ -189,6 +197,9 @@ class TrainingBlocks:
     passes: int
     batch_sequences: int
     seed: int
+
+    def __post_init__(self) -> None:
+        self.tokens.expect_random_reads()
 
     @property
     def blocks(self) -> int:
