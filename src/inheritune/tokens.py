@@ -76,13 +76,13 @@ class TokenSet:
         A document's end-of-text begins the next one, which is predicted from it: so every token is a label once, and
         each document reads as one does that is measured alone. A document cut by the sequence's start begins there.
         """
-        return _places(self.document_ends - 1, start, stop)
+        return _places(self.document_ends, start + 1, stop + 1)  # each by the place behind it
 
     def last_tokens(self, start: int, stop: int) -> npt.NDArray[np.bool_]:
         """Which tokens of [start, stop) are their document's last: (stop - start,)."""
-        ends = self.document_ends - 1
+        ends = self.document_ends
         found = np.zeros(stop - start, np.bool_)
-        found[ends[np.searchsorted(ends, start) : np.searchsorted(ends, stop)] - start] = True
+        found[ends[np.searchsorted(ends, start + 1) : np.searchsorted(ends, stop + 1)] - 1 - start] = True
         return found
 
 
