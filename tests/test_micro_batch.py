@@ -182,6 +182,8 @@ class Stream:
     def tokens(self) -> int:
         return self.blocks + 1
 
+    def expect_random_reads(self) -> None: ...
+
 
 LENGTH = 16
 CONFIG = TrainConfig(
