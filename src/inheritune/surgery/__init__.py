@@ -5,6 +5,8 @@
     files' tensors → the target's             cut.py (decided), writing.py (done)
     target against reference, by running      proof.py
     parts alone, the rest at random           initial.py
+    half the width, all at random             narrow.py
+    a trained target, more layers above       growing.py
     a Hugging Face directory, whole or absent saving.py, card.py
     all of it in one call                     directory.py
 
@@ -15,8 +17,10 @@ accounted for and proven in the same way. The reference is never changed, and on
 from inheritune.surgery.configs import cut_config, fitting_config
 from inheritune.surgery.cut import Cut, TensorRecord, account, lineage, plan_cut
 from inheritune.surgery.directory import check_free, inherit
+from inheritune.surgery.growing import grow
 from inheritune.surgery.initial import parts, random_like, start, tensor_records
 from inheritune.surgery.layers import influence_count, kept, parse_layers, spelled
+from inheritune.surgery.narrow import half_width, half_width_config
 from inheritune.surgery.proof import prove
 from inheritune.surgery.saving import save, verify_saved
 
@@ -27,6 +31,9 @@ __all__ = [
     "check_free",
     "cut_config",
     "fitting_config",
+    "grow",
+    "half_width",
+    "half_width_config",
     "influence_count",
     "inherit",
     "kept",
