@@ -8,5 +8,18 @@ they are used; this package imports no torch.
 from inheritune.report.page import usage, write_report
 from inheritune.report.scan import scan_svg, scan_table
 from inheritune.report.table import Row, markdown_table, render_table, table_rows
+from inheritune.report.table4 import markdown_table4, render_table4, table4_rows
 
-__all__ = ["Row", "markdown_table", "render_table", "scan_svg", "scan_table", "table_rows", "usage", "write_report"]
+__all__ = [
+    "Row",
+    "markdown_table",
+    "markdown_table4",
+    "render_table",
+    "render_table4",
+    "scan_svg",
+    "scan_table",
+    "table4_rows",
+    "table_rows",
+    "usage",
+    "write_report",
+]

@@ -1,4 +1,4 @@
-"""The curves against tokens: metrics into panels, panels into an SVG element of text and CSS colours."""
+"""The curves: metrics into panels against tokens, panels into an SVG element of text and CSS colours."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import textwrap
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from inheritune.report.numbers import count, number_of
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Points = list[tuple[float, float]]
-"""(tokens trained, loss in nats a token), in order of tokens."""
+"""(tokens trained or steps, loss in nats a token), in order."""
 
 # The page and the figure share these colours: on light backgrounds, and their twins for dark ones.
 _INK, _DARK_INK = "#1d1e22", "#e8e8ea"
@@ -67,21 +67,37 @@ class Panel:
     cut: float | None
     low: float
     high: float
+    unit: str = "tokens"
+    """What the curves are drawn against: tokens or steps."""
+    titles: Mapping[str, str] = field(default_factory=dict)
+    """What models are called here, where tables call them something else."""
+    digits: int = 2
+    """Decimals of a loss in a label."""
+
+    def title(self, model: str) -> str:
+        """What a model is called here."""
+        return self.titles.get(model) or title_of(model)
+
+    @property
+    def across(self) -> str:
+        """What the axis across is called."""
+        return "Tokens trained" if self.unit == "tokens" else self.unit.capitalize()
 
     @property
     def above(self) -> list[str]:
         """What lies above the frame, each by name and value."""
         lines = self.lines.items()
-        above = [f"{title_of(name)} from {line[0][1]:.2f}" for name, line in lines if line[0][1] > self.high]
+        above = [f"{self.title(name)} from {line[0][1]:.2f}" for name, line in lines if line[0][1] > self.high]
         return [*above, f"Cut {self.cut:.2f}"] if self.cut is not None and self.cut > self.high else above
 
     @property
     def description(self) -> str:
         """The figure in words, for who does not see it."""
-        parts = [f"Validation loss on {self.name}, nats a token, against tokens trained."]
+        parts = [f"Validation loss on {self.name}, nats a token, against {self.across.lower()}."]
         for name, points in self.lines.items():
             (first, start), (last, end) = points[0], points[-1]
-            parts.append(f"{title_of(name)}: from {start:.3f} at {count(first)} to {end:.3f} at {count(last)} tokens.")
+            fall = f"from {start:.3f} at {count(first)} to {end:.3f} at {count(last)} {self.unit}"
+            parts.append(f"{self.title(name)}: {fall}.")
         parts += [f"Reference: {self.reference:.3f}."] if self.reference is not None else []
         parts += [f"Reference cut to the target’s layers, untrained: {self.cut:.3f}."] if self.cut is not None else []
         return " ".join(parts)
@@ -154,11 +170,11 @@ def _labels(panel: Panel) -> list[tuple[float, str, str]]:
     """(height within the frame, text, colour) of each line's label, its name and last value, from the bottom up."""
     span, colours = panel.high - panel.low, _colours(panel)
     labels = [
-        ((points[-1][1] - panel.low) / span, f"{title_of(model)} {points[-1][1]:.2f}", colours[model])
+        ((points[-1][1] - panel.low) / span, f"{panel.title(model)} {points[-1][1]:.{panel.digits}f}", colours[model])
         for model, points in panel.lines.items()
     ]
     if panel.reference is not None:
-        labels.append(((panel.reference - panel.low) / span, f"Reference {panel.reference:.2f}", _INK))
+        labels.append(((panel.reference - panel.low) / span, f"Reference {panel.reference:.{panel.digits}f}", _INK))
     if panel.cut is not None:
         above = panel.cut > panel.high
         height = 1.0 if above else (panel.cut - panel.low) / span
@@ -199,6 +215,7 @@ def _draw_panel(axes: Axes, panel: Panel, size: float) -> None:
 
     colours = _colours(panel)
     others = [model for model in panel.models if model not in _MARKS]
+    right = 1.015 * max(points[-1][0] for points in panel.lines.values()) or 1  # so that the last mark is drawn whole
     for model, points in panel.training.items():
         axes.plot(*zip(*points, strict=True), color=colours[model], linewidth=0.9, alpha=0.35)
     for model, points in panel.lines.items():
@@ -213,13 +230,15 @@ def _draw_panel(axes: Axes, panel: Panel, size: float) -> None:
             markevery=math.ceil(len(points) / 12),
             zorder=3 if model == "target" else 2,
         )
+        if points[-1][0] < 0.97 * right:  # it leads to its label, which is at the frame's edge
+            across, down = (points[-1][0], right), (points[-1][1], points[-1][1])
+            axes.plot(across, down, color=colours[model], linewidth=0.9, linestyle=(0, (1, 3)))
     if panel.reference is not None:
         axes.axhline(panel.reference, color=_INK, linewidth=1.4)
     if panel.cut is not None and panel.cut <= panel.high:
         axes.axhline(panel.cut, color=_COLOURS["cut"][0], linewidth=1.4, linestyle=":")
     axes.set_ylim(panel.low, panel.high)
-    # A little room at the right, so that the last mark is drawn whole.
-    axes.set_xlim(0, 1.015 * max(points[-1][0] for points in panel.lines.values()) or 1)
+    axes.set_xlim(0, right)
     axes.set_title(panel.name, loc="left", fontsize=size + 1, fontweight="bold", color=_INK, parse_math=False, pad=10)
     roomy = axes.get_position().width * axes.figure.get_figwidth() * 72 > 300  # type: ignore[union-attr]
     axes.xaxis.set_major_locator(MaxNLocator(6 if roomy else 3))
@@ -237,13 +256,14 @@ def _draw_panel(axes: Axes, panel: Panel, size: float) -> None:
     _draw_labels(axes, panel, size)
 
 
-def draw_curves(panels: list[Panel], narrow: bool = False) -> str:
-    """Validation loss (nats a token) against tokens trained, a panel a set, as an SVG element of text and CSS colours.
+def draw_curves(panels: list[Panel], narrow: bool = False, prefix: str = "") -> str:
+    """Validation loss (nats a token) against tokens or steps, a panel a set, as an SVG element of text and CSS colours.
 
     Args:
         panels: at least one.
         narrow: for a phone: 350 units wide, one panel above the other; otherwise 720 units, the first over the full
             width and the others two in a row. A unit is a CSS pixel at the size it is meant for.
+        prefix: of its ids, where the page has another figure.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -268,12 +288,12 @@ def draw_curves(panels: list[Panel], narrow: bool = False) -> str:
                 box = (column * cell + left, bottom, cell - left - right, height - above - below)
                 axes = figure.add_axes((box[0] / width, box[1] / sum(heights), box[2] / width, box[3] / sum(heights)))
                 _draw_panel(axes, panel, size)
-                axes.set_xlabel("Tokens trained", color=_INK, fontsize=size, loc="left")
+                axes.set_xlabel(panel.across, color=_INK, fontsize=size, loc="left")
             top += height
         buffer = io.StringIO()
         no_metadata = {"Creator": None, "Date": None, "Format": None, "Type": None}
         figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
-    return _for_the_page(buffer.getvalue(), "n-" if narrow else "w-")
+    return _for_the_page(buffer.getvalue(), prefix + ("n-" if narrow else "w-"))
 
 
 def _for_the_page(svg: str, prefix: str) -> str:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from inheritune.errors import Failed, Refused
+from inheritune.errors import Refused
 from inheritune.report.account import account_of
 from inheritune.report.curves import STANDALONE_STYLE, Panel, draw_curves, panels_of
+from inheritune.report.growth_figure import growth_panel, round_curves, rule, story, without_curve
 from inheritune.report.numbers import NOT_APPLICABLE, count, decimals, flat, words
+from inheritune.report.records import Records, file_stem, grows, name_of_stem, read_record, records_of
 from inheritune.report.table import colour_names, dict_of, models_of, table_rows
+from inheritune.report.table4 import table4_rows
 from inheritune.result import title_of
-from inheritune.run_directory import read_json, read_jsonl, write_atomic
+from inheritune.run_directory import write_atomic
 
 # A page stays under 1 MB however large the run: what does not fit is in the run directory, and the page says so (the
 # account of the tensors has a limit of its own).
@@ -28,30 +30,13 @@ _MEANINGS = {
     "inherit": "the layers the target keeps, trained on the same tokens",
     "random": "the target’s architecture from random init, trained on the same tokens",
     "stack": "the first ⌈n/2⌉ layers repeated to the target’s n, trained on the same tokens",
-}
-_READERS: dict[str, Callable[[Path], Any]] = {
-    ".json": read_json,
-    ".jsonl": read_jsonl,
-    ".yaml": lambda path: path.read_text(encoding="utf-8"),
+    "last": "as many of the reference’s last layers, trained on the same tokens",
+    "every-other": "as many of the reference’s layers, evenly spread, trained on the same tokens",
+    "distill": "the target’s architecture from random init, trained on the same tokens to predict like the reference",
+    "half-width": "as deep as the reference and half as wide, from random init, trained on the same tokens",
+    "other-data": "the target, trained on other data",
 }
 _TEMPLATES = Path(__file__).parent.parent / "templates"
-
-
-def _read(run: Path, name: str, kind: type, gaps: dict[str, str]) -> Any:
-    """A record of the run, or an empty one of its kind with the reason noted under the file's name in `gaps`."""
-    path = run / name
-    try:
-        if not path.exists():
-            gaps[name] = f"{name} is not in the run directory"
-            return kind()
-        record = _READERS[path.suffix](path)
-    except (ValueError, OSError, Failed) as error:
-        gaps[name] = f"{name} cannot be read: {error}"
-        return kind()
-    if not isinstance(record, kind) or not record:
-        gaps[name] = f"{name} holds no record"
-        return kind()
-    return record
 
 
 def _meaning(name: str, init: str) -> str:
@@ -65,8 +50,11 @@ def _meaning(name: str, init: str) -> str:
         return f"trained from init {init}"
     if name == "cut" and init != "inherit":
         return f"the target’s start (init {init}), untrained"
-    sum_of_parts = f"{name} inherited, the rest from random init; trained on the same tokens"
-    return _MEANINGS.get(name, sum_of_parts)
+    word, _, layers = name.partition("@")
+    base, _, times = word.partition(":")
+    sum_of_parts = f"{base} inherited, the rest from random init; trained on the same tokens"
+    meaning = _MEANINGS.get(base, sum_of_parts)
+    return meaning + (f"; for {times} the steps" if times else "") + (f"; of {layers} layers" if layers else "")
 
 
 def _differences(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,10 +80,9 @@ def _control_files(run: Path, result: Mapping[str, Any]) -> dict[str, str]:
     """For each trained control, random init last, its metrics file: those of the record, else those there are."""
     names = [name for name in dict_of(result.get("controls")) if name != "cut"]
     if not names and result.get("state") != "done" and (run / "controls").is_dir():
-        names = sorted(path.name for path in (run / "controls").iterdir())
-    # A record names files here: none outside the run directory.
-    names = [name for name in names if re.fullmatch(r"[a-z_]+(\+[a-z_]+)*", name)]
-    return {name: f"controls/{name}/metrics.jsonl" for name in sorted(names, key=lambda name: name == "random")}
+        names = sorted(name_of_stem(path.name) for path in (run / "controls").iterdir())
+    stems = {name: stem for name in names if (stem := file_stem(name)) is not None}
+    return {name: f"controls/{stems[name]}/metrics.jsonl" for name in sorted(stems, key=lambda name: name == "random")}
 
 
 def _matrix(ledger: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,13 +98,34 @@ def _matrix(ledger: Mapping[str, Any]) -> dict[str, Any]:
 
 def _numbers(panels: list[Panel]) -> dict[str, Any]:
     """The points of the curves as one table, thinned to about `_MOST_LISTED` rows, the last one among them."""
-    lines = [(panel.name, title_of(model), dict(points)) for panel in panels for model, points in panel.lines.items()]
-    tokens = sorted({x for _, _, points in lines for x in points})
-    kept = [*tokens[: -1 : math.ceil(len(tokens) / _MOST_LISTED) or 1], *tokens[-1:]]
+    lines = [(panel.title(model), dict(points)) for panel in panels for model, points in panel.lines.items()]
+    places = sorted({x for _, points in lines for x in points})
+    kept = [*places[: -1 : math.ceil(len(places) / _MOST_LISTED) or 1], *places[-1:]]
     return {
+        "across": panels[0].across if panels else "",
         "sets": [(panel.name, len(panel.lines)) for panel in panels],
-        "labels": [label for _, label, _ in lines],
-        "rows": [(count(x), [decimals(points.get(x)) for _, _, points in lines]) for x in kept],
+        "labels": [label for label, _ in lines],
+        "rows": [(count(x), [decimals(points.get(x)) for _, points in lines]) for x in kept],
+    }
+
+
+def _growth(run: Path, records: Records, metrics: Mapping[str, list[Any]], gaps: dict[str, str]) -> dict[str, Any]:
+    """The section of a run whose target grows: its rounds, and their figure."""
+    rounds = round_curves(run, records)
+    if text := without_curve(rounds):
+        gaps["rounds"] = text
+    if "metrics.jsonl" in gaps and not (run / "metrics.jsonl").exists() and records.final is None:
+        gaps["metrics.jsonl"] = "which round becomes the target is not known yet; metrics.jsonl is that round’s"
+    told = story(records, rounds)
+    panel = growth_panel(records, rounds, {name: lines for name, lines in metrics.items() if name != "target"})
+    return {
+        "rounds": told,
+        "decided": [(f"Round {one.title}, {one.layers} layers", one.text) for one in told if one.text],
+        "rule": rule(records),
+        "wide": draw_curves([panel], prefix="g-") if panel else None,
+        "narrow": draw_curves([panel], narrow=True, prefix="g-") if panel else None,
+        "panel": panel,
+        "numbers": _numbers([panel] if panel else []),
     }
 
 
@@ -129,19 +137,20 @@ def _model_path(run: Path, result: Mapping[str, Any]) -> tuple[str, bool]:
     return str(found.resolve()), found.exists()
 
 
-def _page(run: Path) -> tuple[dict[str, Any], str | None]:
-    """What the template shows, and the wide figure as a file of its own (None where there are no curves)."""
+def _page(run: Path) -> dict[str, Any]:
+    """What the template shows."""
     gaps: dict[str, str] = {}
-    result = _read(run, "result.json", dict, gaps)
-    recipe = _read(run, "recipe.yaml", str, gaps)
+    result = read_record(run, "result.json", dict, gaps)
+    recipe = read_record(run, "recipe.yaml", str, gaps)
     controls = _control_files(run, result)
     files = {"target": "metrics.jsonl", **controls}
-    metrics = {name: _read(run, file, list, gaps) for name, file in files.items()}
+    metrics = {name: read_record(run, file, list, gaps) for name, file in files.items()}
     records = {
-        name: _read(run, f"{name}.json", dict, gaps) for name in ("environment", "reference", "inheritance", "ledger")
+        name: read_record(run, f"{name}.json", dict, gaps)
+        for name in ("environment", "reference", "inheritance", "ledger")
     }
+    lines = records_of(run, result, gaps)
     panels = panels_of(result, metrics)
-    wide = draw_curves(panels) if panels else None
     state = str(result.get("state") or "unknown")
     unfinished = {
         "running": "This run is still going on.",
@@ -163,11 +172,14 @@ def _page(run: Path) -> tuple[dict[str, Any], str | None]:
         "facts": [str(text) for text in facts if text],
         "models": [(title_of(key), _meaning(key, init), str(model.get("name") or "")) for key, model in models.items()],
         "differences": _differences(result),
+        "table4": table4_rows(lines),
+        "judge": lines.judge,
+        "growth": _growth(run, lines, metrics, gaps) if grows(run, result) else None,
         "header": header,
         "colours": [*colour_names(models).values()],
         "rows": rows,
         "sets": [(str(name), dict_of(size)) for name, size in dict_of(result.get("sets")).items()],
-        "wide": wide,
+        "wide": draw_curves(panels) if panels else None,
         "narrow": draw_curves(panels, narrow=True) if panels else None,
         "control_files": [*controls.values()],
         "above": [(panel.name, panel.above) for panel in panels if panel.above],
@@ -184,7 +196,7 @@ def _page(run: Path) -> tuple[dict[str, Any], str | None]:
         "environment": flat(records["environment"]),
         "ledger": _matrix(records["ledger"]),
         "count": count,
-    }, wide
+    }
 
 
 def usage(model: str) -> list[str]:
@@ -197,7 +209,7 @@ def usage(model: str) -> list[str]:
 
 
 def write_report(run: Path) -> Path:
-    """Write `run/report.html`, one self-contained page, and `run/curves.svg`; the page's path.
+    """Write `run/report.html`, one self-contained page, `run/curves.svg`, `growth.svg` of a growth; the page's path.
 
     Any record may be missing or unreadable: the page marks it as a gap. The same records give the same bytes.
 
@@ -213,9 +225,10 @@ def write_report(run: Path) -> Path:
     environment = Environment(
         loader=templates, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    content, figure = _page(run)
-    if figure is not None:
-        write_atomic(run / "curves.svg", figure.replace(">", f">{STANDALONE_STYLE}", 1) + "\n")
+    content = _page(run)
+    for name, figure in (("curves.svg", content["wide"]), ("growth.svg", (content["growth"] or {}).get("wide"))):
+        if figure is not None:
+            write_atomic(run / name, figure.replace(">", f">{STANDALONE_STYLE}", 1) + "\n")
     page = run / "report.html"
     write_atomic(page, environment.get_template("report.html.j2").render(content) + "\n")
     return page

@@ -153,16 +153,16 @@ def render_table(
 def markdown_table(result: Mapping[str, Any], ledger: Mapping[str, Any] | None = None) -> str:
     """The comparison as a Markdown table, for a model card or a README."""
     header, *rows = table_rows(result, ledger)
-    lines = [["", *map(_escaped, header.cells)], ["---", *("---:" for _ in header.cells)]]
+    lines = [["", *map(escaped, header.cells)], ["---", *("---:" for _ in header.cells)]]
     for row in rows:
         if not row.cells:
             continue  # a table in Markdown has no headings between its rows: each row says its measure
         label = f"{row.within}, {row.label}" if row.within else row.label
         label += f" ({row.unit})" if row.unit else ""
-        lines.append([_escaped(label), *row.cells])
+        lines.append([escaped(label), *row.cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Text as Markdown that shows it as it is."""
     return re.sub(r"([\\|<>&`*_\[\]])", r"\\\1", text)
