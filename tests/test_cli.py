@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import inheritune
+from inheritune.arms import canonical_init
 from inheritune.cli import COMMANDS, main
 from inheritune.console import Console
-from inheritune.rules import canonical_init
 from inheritune.surgery import spelled
 
 

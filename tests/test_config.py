@@ -9,9 +9,9 @@ import yaml
 from hypothesis import given, strategies as st
 
 from inheritune import recipe as recipes
+from inheritune.arms import canonical_init, init_parts
 from inheritune.config import PARTS, DataConfig, Recipe, SourceConfig, TokenCount, TrainConfig
 from inheritune.errors import Refused
-from inheritune.rules import canonical_init, init_parts
 
 
 @pytest.mark.parametrize(
@@ -116,21 +116,21 @@ BAD = [
     ("train: {activation_checkpointing: maybe}", [], ["train.activation_checkpointing", "'maybe'"]),
     ("train: {export: lst}", [], ["train.export", "'lst'", "last or best"]),
     ("train: {compile: true}", [], ["train.compile", "True", "auto or always or never"]),
-    ("controls: [radnom]", [], ["controls", "'radnom'", "cut, random, stack, or", "did you mean 'random'"]),
+    ("controls: [radnom]", [], ["controls", "'radnom'", "cut, random, stack, last", "did you mean 'random'"]),
     ("controls: [attention+mpl]", [], ["controls", "distinct parts", "block_norms", "did you mean 'attention+mlp'"]),
     ("controls: [random, random]", [], ["controls", "'random'", "each control once"]),
     ("controls: [mlp+head, cut, head+mlp]", [], ["controls", "'head+mlp'", "each control once; 'mlp+head'"]),
     (
         "controls: [inherit]",
         [],
-        ["controls", "'inherit'", "allowed: cut, random, stack, or", "inherit is what the target"],
+        ["controls", "'inherit'", "allowed: cut, random, stack, last", "inherit is what the target"],
     ),
     (f"controls: [{'+'.join(PARTS)}]", [], ["controls", "inherit is what the target itself starts from"]),
     ("inherit: {init: mlp+head}\ncontrols: [head+mlp]", [], ["controls", "mlp+head is what the target itself starts"]),
     (
         "inherit: {init: random}\ncontrols: [stack, cut]",
         [],
-        ["'cut'; allowed: inherit, stack, or", "init is random"],
+        ["'cut'; allowed: stack, inherit, last", "init is random"],
     ),
     ("", ["--controls", "[stak]"], ["--controls", "'stak'", "did you mean 'stack'"]),
     ("inherit: {init: cut}", [], ["inherit.init", "'cut'", "inherit, random, stack, or"]),

@@ -18,7 +18,8 @@ SOURCE = Path(inheritune.__file__).parent
 ALLOWED = {
     "errors": "",
     "config": "errors",
-    "rules": "errors config",
+    "arms": "errors config",
+    "rules": "errors config arms",
     "recipe": "errors config rules",
     "run_directory": "errors config",
     "environment": "errors",
@@ -30,9 +31,14 @@ ALLOWED = {
     "loss": "errors",
     "attention": "errors",
     "schedule": "errors",
+    "stopping": "errors",
+    "trained": "errors",
     "published": "errors",
     "comparison": "errors",
-    "result": "errors config run_directory published comparison",
+    "decision": "errors comparison",
+    "abandonment": "errors schedule",
+    "growth": "errors config",
+    "result": "errors config run_directory published comparison decision growth",
     "reference": "errors config run_directory",
     "planning": "errors config reference",
     "corpus": "errors config run_directory",
@@ -47,13 +53,11 @@ ALLOWED = {
     "validation": "errors distributed loss reference tokens parallel objective",
     "layerwise": "errors config comparison result reference tokens loss parallel objective validation",
     "metrics": "errors run_directory hardware tracking",
-    "micro_batch": "errors distributed hardware",
+    "micro_batch": "errors run_directory distributed hardware",
     "memory": "errors config attention reference recomputation objective optimizer",
     "evaluation": "errors config run_directory published comparison reference",
-    "training": "errors config run_directory hardware tracking distributed loss schedule reference planning tokens"
-    " parallel recomputation objective optimizer checkpoint validation metrics micro_batch",
-    "growth": "errors config run_directory distributed comparison reference planning surgery scratch validation"
-    " training",
+    "training": "errors config run_directory hardware tracking distributed loss schedule stopping trained reference"
+    " planning tokens parallel recomputation objective optimizer checkpoint validation metrics micro_batch",
     "depth": "errors config run_directory reference planning surgery validation layerwise training",
     "report": "errors run_directory published comparison result",
 }
@@ -63,7 +67,20 @@ ALLOWED["__init__"] = " ".join(module for module in ALLOWED if module != "cli")
 ALLOWED["__main__"] = "cli"
 
 # What answers at once, on a machine without a GPU: neither may be imported with it.
-LIGHT = ["config", "rules", "recipe", "run_directory", "console", "tracking", "schedule", "comparison", "result"]
+LIGHT = [
+    "config",
+    "arms",
+    "rules",
+    "recipe",
+    "run_directory",
+    "console",
+    "tracking",
+    "schedule",
+    "comparison",
+    "decision",
+    "abandonment",
+    "result",
+]
 LIGHT += ["report", "cli"]
 HEAVY = ["torch", "transformers", "datasets", "datatrove", "matplotlib", "pandas"]
 

@@ -79,7 +79,7 @@ def added_up(name: str, layers: int, *, built: bool = False) -> int:
 
 def test_there_is_a_recipe_for_each_system() -> None:
     assert len(SYSTEMS) == 10
-    assert sorted([*SYSTEMS, "demo", "demo_reference"]) == packaged_recipes()
+    assert sorted([*SYSTEMS, "demo", "demo_reference", "growth_demo"]) == packaged_recipes()
     for name, system in SYSTEMS.items():
         recipe = load_recipe(name)
         assert recipe.reference == system["reference"]

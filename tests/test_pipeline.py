@@ -18,9 +18,10 @@ from inheritune import corpus, pipeline, recipe as recipes
 from inheritune.config import Recipe
 from inheritune.console import Console
 from inheritune.errors import Failed, InherituneError, Interrupted, Refused
-from inheritune.pipeline import stages
+from inheritune.pipeline import models
 from inheritune.run_directory import JsonlWriter, lock, read_json, read_jsonl
-from inheritune.training import Trained, Trainer
+from inheritune.trained import Trained
+from inheritune.training import Trainer
 
 WORDS = [first + second for first in "bdgklmnprst" for second in ("a", "ein", "olu")]
 
@@ -400,7 +401,7 @@ def test_controls_start_from_what_they_are_called(
             starts[self.directory.name] = {name: value.clone() for name, value in self.model.state_dict().items()}
             return super().run()
 
-    monkeypatch.setattr(stages, "Trainer", Watched)
+    monkeypatch.setattr(models, "Trainer", Watched)
     out = tmp_path / "target"
     pipeline.run(recipe(llama_directory, text, *WIDE, *SHORT, "--train.max_steps", "3"), out, console=Silent())
     reference, first, last = tensors(llama_directory), "model.layers.0.", "model.layers.1."

@@ -165,14 +165,14 @@ def _stage(out: Path) -> str:
     [
         ("inheritune.corpus", "prepare", 1),
         ("inheritune.surgery", "inherit", 1),
-        ("inheritune.pipeline.stages", "measure_all", 1),
+        ("inheritune.pipeline.models", "measure_all", 1),
         ("inheritune.training", "measure_objective", 4),  # while validating
         ("inheritune.checkpoint", "save_sharded", 2),  # while writing a checkpoint: before its tensors
         ("inheritune.checkpoint", "_compare", 3),  # its tensors are written
         ("inheritune.checkpoint", "write_json", 2),  # before it is marked as complete
         ("inheritune.checkpoint", "_flush", 4),  # between its renaming and the next one's
-        ("inheritune.pipeline.stages:_Stages", "_export", 1),
-        ("inheritune.pipeline.stages:_Stages", "_export", 2),
+        ("inheritune.pipeline.models:Models", "_export", 1),
+        ("inheritune.pipeline.models:Models", "_export", 2),
         ("inheritune.pipeline.stages", "finish", 1),
     ],
     ids=lambda kill: f"{kill[0].rpartition('.')[2]}.{kill[1]} {kill[2]}",

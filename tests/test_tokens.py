@@ -197,3 +197,29 @@ def test_a_document_cut_short_is_no_context_for_the_next(tmp_path: Path) -> None
     assert labels.tolist() == [[1, 2, end, 3, 4, 5, 6, end]]
     assert whole_set_positions(tokens, 8).tolist() == [[0, 1, 2, 0, 1, 0, 1, 2]]
     assert whole_set(tokens, 8, end, -100)[0].tolist() == [[end, 1, 2, end, 3, 4, 5, 6]]
+
+
+def test_documents_that_stand_in_both_sets_are_counted(tmp_path: Path) -> None:
+    long = [list(range(first, first + 20)) for first in range(0, 100, 20)]
+    train = token_set(tmp_path / "train", [[*long[:3], [1, 2, 3], [*long[3], 7, 7]]])
+    held_out = [
+        long[0],  # the same
+        long[1][:12],  # the beginning of one, cut
+        [*long[2], 5],  # longer than its like
+        [*long[3][:12], 9],  # another after the first tokens
+        long[4],  # not there
+        [1, 2, 3],  # too short to tell
+    ]
+    other = token_set(tmp_path / "held-out", [held_out])
+    assert other.shared_documents(train) == 2
+    assert train.shared_documents(train) == 4
+    assert other.shared_documents(other) == 5
+
+
+def test_shared_documents_are_found_across_shards(tmp_path: Path) -> None:
+    made = np.random.default_rng(0)
+    documents = [made.integers(0, 300, size).tolist() for size in made.integers(8, 40, 50)]
+    train = token_set(tmp_path / "train", [documents[:20], documents[20:]])
+    assert train.shared_documents(train) == 50
+    assert len(set(train.beginnings(8).tolist())) == 50
+    assert (train.beginnings(30) == 0).tolist() == [len(one) < 30 for one in documents]

@@ -26,7 +26,8 @@ from inheritune.optimizer import adamw, gradient_norm
 from inheritune.reference import block_list
 from inheritune.run_directory import read_jsonl
 from inheritune.tokens import Prepared, TokenSet
-from inheritune.training import Trained, Trainer
+from inheritune.trained import Trained
+from inheritune.training import Trainer
 from inheritune.validation import SetLosses
 
 MakePrepared = Callable[..., Prepared]
@@ -300,7 +301,7 @@ def test_max_steps_ends_the_run_and_its_schedule(tmp_path: Path, data: Prepared)
     train(tmp_path / "run", data, max_steps=5)
     steps = [r for r in read_jsonl(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "step"]
     assert len(steps) == 5
-    assert steps[-1]["learning_rate"] < 0.4 * CONFIG.learning_rate
+    assert steps[-1]["learning_rate"] < 0.4 * CONFIG.peak_learning_rate
 
 
 def test_tensorboard_gets_the_same_numbers(tmp_path: Path, data: Prepared) -> None:

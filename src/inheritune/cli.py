@@ -176,7 +176,7 @@ def _bare_parser(name: str) -> ArgumentParser:
 
 
 def _run_until(name: str, until: str) -> Callable[[list[str]], None]:
-    """`run` and `train`: a recipe, overridden by flags, up to a stage."""
+    """`run`, `train` and `grow`: a recipe, overridden by flags, up to a stage."""
 
     def call(words: list[str]) -> None:
         from inheritune.config import Recipe
@@ -186,7 +186,11 @@ def _run_until(name: str, until: str) -> Callable[[list[str]], None]:
         parser.add_argument("recipe", type=str, help=f"a YAML file, or one of: {', '.join(packaged_recipes())}")
         _, first = parse(parser, Recipe, words, {}, f"inheritune {name}", complete=False)
         values, where = read_recipe(first.recipe)
+        if name == "grow" and values.get("grow") is None:
+            values["grow"] = {}
         recipe, namespace = parse(parser, Recipe, words, values, where)
+        if name == "train" and recipe.grow is not None:
+            raise Refused(f"{where}: grows; give `inheritune grow`, or `inheritune run` for its controls, too")
         _quiet()
         from inheritune import pipeline
 
@@ -287,18 +291,28 @@ def _report(words: list[str]) -> None:
     parser = _bare_parser("report")
     parser.add_argument("run", type=str, nargs="+", help="run directories")
     namespace = _plain(parser, words)
-    from inheritune.report import write_report
+    from inheritune.console import Console
+    from inheritune.report import render_table4, write_report
 
+    console = Console()
     for run in namespace.run:
-        print(write_report(_directory(run, "RUN")))
+        directory = _directory(run, "RUN")
+        page = write_report(directory)
+        console.table(render_table4(directory, width=console.width))
+        print(page)
 
 
 COMMANDS = {
     "run": Command(
-        "RECIPE", "the whole recipe: prepare, inherit, train, controls, report", _run_until("run", "report")
+        "RECIPE", "the whole recipe: prepare, inherit, train or grow, controls, report", _run_until("run", "report")
     ),
     "prepare": Command("SOURCE...", "text to token shards", _prepare),
     "inherit": Command("REFERENCE --layers 13", "surgery alone: a Hugging Face directory and its proof", _inherit),
     "train": Command("RECIPE", "prepare, inherit and train the target, without controls", _run_until("train", "train")),
-    "report": Command("RUN...", "write a run's report.html again", _report),
+    "grow": Command(
+        "RECIPE",
+        "the full-data recipe: rounds of more layers until one matches, no controls",
+        _run_until("grow", "train"),
+    ),
+    "report": Command("RUN...", "table 4 of a run, and its report.html again", _report),
 }

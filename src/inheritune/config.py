@@ -183,8 +183,9 @@ class TrainConfig:
     micro_batch_sequences: int | Literal["auto"] = 8
     """Sequences a forward pass of one rank; gradients are accumulated, averaged by tokens, up to `batch_sequences`.
     `auto`: the most that fit into memory, found once and kept in the run directory."""
-    learning_rate: float = 3e-4
-    """Peak learning rate, reached after the warm-up."""
+    learning_rate: float | list[float] = 3e-4
+    """Peak learning rate, reached after the warm-up. A list: every model, target and controls, is trained whole with
+    each, and keeps what ends with the lowest loss on the development set, so that none is tuned more than another."""
     final_learning_rate: float = 0.0
     """Learning rate at the end of the cosine."""
     warmup_steps: int = 100
@@ -242,6 +243,60 @@ class TrainConfig:
     seed: int = 0
     """Order of the blocks, and the controls' random init."""
 
+    @property
+    def learning_rates(self) -> list[float]:
+        """The peak learning rates that a model is trained with, one after the other."""
+        return self.learning_rate if isinstance(self.learning_rate, list) else [self.learning_rate]
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The only one of them, or the first."""
+        return self.learning_rates[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class GrowConfig:
+    """The full-data recipe: inherit, train, compare with the reference, inherit more layers, until it is matched."""
+
+    start: int | Literal["half"] = "half"
+    """Layers of the first round; `half`: the reference's N divided by 2, rounded down."""
+    step: int = 2
+    """Layers that each round has more than the one before."""
+    most: int | None = None
+    """Layers of the last round that is planned. Unset: the most that the steps reach within the reference's."""
+    choice: Literal["first", "last", "every-other"] = "first"
+    """Which of the reference's layers a round inherits: the first, the last, or as many spread evenly."""
+    tolerance_nats: float = 0.01
+    """How far above the reference's loss, in nats a token, still counts as a match."""
+    margin: Literal["non-inferior", "superior"] = "non-inferior"
+    """What a match is: the upper bound of target - reference below `tolerance_nats`, or (`superior`) below 0."""
+    alpha: float = 0.05
+    """How probable a false match may be, over all planned rounds together: each bound is at alpha / rounds."""
+    decision_seeds: int = 1
+    """With how many seeds of the training a round that matches is trained, the first included, before it counts."""
+    pilot_steps: int = 20
+    """Before the first round the whole reference is trained for so many steps, and thrown away, to foresee what
+    difference the validation set can resolve; a smaller tolerance is refused. 0: nothing is foreseen."""
+    abandon: Literal["off", "auto"] = "off"
+    """`auto`: stop a round early whose loss, extrapolated under the learning-rate schedule, cannot match any more."""
+    growth: Literal["cold", "warm"] = "cold"
+    """`cold`: every round inherits afresh from the reference. `warm`: it keeps what the round before trained, with the
+    reference's next layers above."""
+    warm_steps: int | None = None
+    """Steps of the rounds after the first where growth is warm. Unset: half as many as the first has."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareConfig:
+    """Other data for the target, trained for the same steps: fresh tokens instead of repeated ones, or the reverse."""
+
+    tokens: TokenCount | None = None
+    """Unique training tokens, as `data.tokens`."""
+    passes: int = 1
+    """How many times every training block is seen."""
+    prepared: str | None = None
+    """Where `data.prepared` is used, the other directory that `inheritune prepare` wrote."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
@@ -263,8 +318,15 @@ class Recipe:
     """Which layers are kept, and what the target starts from."""
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     """How the target is trained."""
+    grow: GrowConfig | None = None
+    """The full-data recipe instead of one target: `{}` for its defaults. With an `architecture` the reference is
+    trained first, by the same settings. `grow` says the layers, so `inherit.layers` is left out."""
+    compare: CompareConfig | None = None
+    """`{tokens: 10B, passes: 1}`: the target once more, trained for the same steps on so many tokens."""
     controls: list[str] = dataclasses.field(default_factory=list)
-    """What stands beside the target: `cut` (the target's start, untrained: the reference cut to the target's layers,
-    with an `inherit.init` of `stack` repeated; with parts or `random` there is none), and any init word of
-    `inherit.init` but the target's own (the same architecture from that init, trained on the same tokens in the same
-    order). The share of the gap needs `random`."""
+    """What stands beside the target. `cut`: its start, untrained: the reference cut to its layers, with an
+    `inherit.init` of `stack` repeated (with parts or `random` there is none). The others are trained on the same
+    tokens in the same order: any init word of `inherit.init` but the target's own (the share of the gap needs
+    `random`); `last` and `every-other` (the same, of other layers of the reference); `distill` (random init that
+    learns from the reference's predictions); `half-width` (as deep as the reference, half as wide, random init).
+    Each may end in `:2x` (twice the steps) and `@4` (of 4 layers). A target that grew is compared at its last depth."""

@@ -40,6 +40,13 @@ class Console:
         self._last_plain_line = -PLAIN_LINE_EVERY_SECONDS
         self._shown = 0
 
+    @property
+    def width(self) -> int:
+        """Columns that a table may take on standard output."""
+        from rich.console import Console as RichConsole
+
+        return RichConsole().width
+
     def line(self, text: str) -> None:
         """Print one line."""
         if self._silent:

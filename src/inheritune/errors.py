@@ -1,4 +1,7 @@
-"""The errors a user may meet, each with the exit code it ends the program with."""
+"""The errors a user may meet, each with the exit code it ends the program with; and the hint at a mistyped name."""
+
+import difflib
+from collections.abc import Sequence
 
 
 class InherituneError(Exception):
@@ -27,3 +30,9 @@ class Interrupted(InherituneError):
     def __init__(self, message: str, exit_code: int = 130) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def nearest(name: str, names: Sequence[str]) -> str:
+    """A hint at the name most like a wrong one, to append to a complaint; empty if none is near."""
+    found = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"; did you mean {found[0]!r}?" if found else ""

@@ -4,14 +4,41 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import torch
 
 from inheritune.distributed import World
 from inheritune.hardware import available_memory_bytes
+from inheritune.run_directory import read_json, write_json
 
 _USABLE = 0.7
 """Share of the memory that is free now that a micro-batch may take: allocators and libraries want some of their own."""
+
+
+def found_once(
+    find: Callable[[], int], path: Path, world: World, *, most: int, parallel: str, report: Callable[[str], None]
+) -> int:
+    """What `find` finds, once for these ranks and this device: kept in a record, so that a resumed run has the same.
+
+    Args:
+        find: finds the sequences of a micro-batch; a collective call.
+        path: the record.
+        world: the ranks.
+        most: more than this is never needed, and a record that says more is of another run.
+        parallel: how the ranks share the training state.
+        report: told what was found.
+    """
+    device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else world.device.type
+    setting = {"ranks": world.size, "device": device, "parallel": parallel}
+    held = world.on_main(lambda: read_json(path))
+    sequences = held.get("sequences") if isinstance(held, dict) and held.get("setting") == setting else None
+    if type(sequences) is int and 1 <= sequences <= most:
+        return sequences
+    found = find()
+    report(f"Micro-batches of {found} sequences a rank.")
+    world.on_main(lambda: write_json(path, {"sequences": found, "setting": setting}))
+    return found
 
 
 def largest_micro_batch(

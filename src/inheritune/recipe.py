@@ -24,8 +24,8 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_s
 from jsonargparse.typing import register_type
 
 from inheritune.config import DataConfig, Recipe, SourceConfig, TokenCount
-from inheritune.errors import Refused
-from inheritune.rules import impossible, nearest
+from inheritune.errors import Refused, nearest
+from inheritune.rules import impossible
 
 Config = TypeVar("Config")
 _MOST_NODES = 100_000

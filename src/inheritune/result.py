@@ -13,9 +13,21 @@ import numpy as np
 
 from inheritune.comparison import resampled_means, share_of_gap, tokens_to_reach
 from inheritune.config import PARTS
+from inheritune.decision import Verdict, combined
+from inheritune.growth import Growth
 
 Record = dict[str, Any]
-_TITLES = {"reference": "Reference", "cut": "Cut", "target": "Target", "random": "Random init"}
+_TITLES = {
+    "reference": "Reference",
+    "cut": "Cut",
+    "target": "Target",
+    "random": "Random init",
+    "last": "Last layers",
+    "every-other": "Every other layer",
+    "distill": "Distilled",
+    "half-width": "Half width",
+    "other-data": "Other data",
+}
 
 
 @dataclass(frozen=True)
@@ -39,6 +51,7 @@ def assemble(
     own_training: OwnTraining | None,
     main_set: str,
     init: str = "inherit",
+    growth: Growth | None = None,
 ) -> Record:
     """`result.json` from a finished run's records.
 
@@ -51,10 +64,14 @@ def assemble(
         own_training: the reference's; None without a reference.
         main_set: the validation set that the verdict is about.
         init: what the target started from, an init word.
+        growth: what the rounds came to, where the target grew.
     """
-    models = {key: _model(key, record, ledger) for key, record in losses.items()}
-    target = models["target"]
     others = [key for key in losses if key not in ("reference", "target", "random", "cut")]
+    # A record of random init and cut alone stays as it was before there were other controls.
+    detailed = bool(others) or growth is not None
+    trainings = {key: ledger.get(stage_of(key, growth)) for key in losses}
+    models = {key: _model(key, record, trainings[key], detailed) for key, record in losses.items()}
+    target = models["target"]
     controls = [*(key for key in ("random", "cut") if key in losses), *others]
     result: Record = {
         "name": name,
@@ -71,15 +88,15 @@ def assemble(
     }
     if init != "inherit":
         result["init"] = init
-    # The share says all of random init alone; a record of nothing else stays as it was before there were other inits.
-    if others:
+    if others:  # the share says all of random init alone
         result["differences"] = {
             key: difference(key, losses[key]["sets"], losses["target"]["sets"], main_set)
             for key in controls
             if key != "cut"
         }
     if own_training is not None:
-        result["reference"] = {"name": own_training.name, **models["reference"], "tokens_trained": own_training.tokens}
+        own = {"name": own_training.name, **models["reference"], "tokens_trained": own_training.tokens}
+        result["reference"] = own | ({"initialisation": "random"} if trainings.get("reference") else {})
         if "random" in losses:
             sets = {key: losses[key]["sets"] for key in ("random", "target", "reference")}
             result["share"] = share(sets["random"], sets["target"], sets["reference"], main_set)
@@ -89,8 +106,34 @@ def assemble(
             validation_curve(own_training.metrics, main_set),
             own_training.same_documents,
         )
+    if growth is not None:
+        result["matched"] = growth.matched is not None
+        result["benchmark"] = models["reference"]["validation_loss"]
+        result["growth"] = _rounds(growth)
     result["verdict"] = verdict(result)
     return result
+
+
+def stage_of(name: str, growth: Growth | None) -> str:
+    """What the ledger calls a model's training: of a target that grew, its round's."""
+    if name == "target" and growth is not None and growth.best is not None:
+        return f"train round-{growth.best['layers']}"
+    return f"train {name}"
+
+
+def _rounds(growth: Growth) -> Record:
+    """The rounds without what takes room (their curves) or differs between repetitions (their time), and their sums."""
+    rounds = [{key: value for key, value in one.items() if key not in ("seconds", "curve")} for one in growth.records]
+    found: Record = {
+        "rounds": rounds,
+        "tokens": sum(one["tokens"] for one in rounds),
+        "flops": sum(one["flops"] for one in rounds),
+    }
+    last = [one for one in rounds if one["round"] == rounds[-1]["round"] and one["verdict"] is not None]
+    if len(last) > 1:
+        together = combined([Verdict(**one["verdict"]) for one in last])
+        found["seeds"] = {name: getattr(together, name) for name in ("matched", "difference", "spread", "text")}
+    return found
 
 
 def _before(metrics: list[Record]) -> Record:
@@ -98,10 +141,9 @@ def _before(metrics: list[Record]) -> Record:
     return next((r["losses"] for r in metrics if r.get("kind") == "validation" and r.get("step") == 0), {})
 
 
-def _model(key: str, record: Record, ledger: Record) -> Record:
+def _model(key: str, record: Record, trained: Record | None, detailed: bool) -> Record:
     """A model's row: size, scores, and what its training took; zeros for the cut, which has had none."""
     entry = {"layers": record["layers"], "parameters": record["parameters"], **scores(record["sets"])}
-    trained = ledger.get(f"train {key}")
     if trained is not None:
         tokens, unique = trained["tokens"], trained["unique_tokens"]
         entry |= {
@@ -110,6 +152,8 @@ def _model(key: str, record: Record, ledger: Record) -> Record:
             "passes": tokens / unique,
             "flops": trained["flops"],
         }
+        wanted = ("steps", "learning_rate") if detailed else ("learning_rate",)
+        entry |= {name: trained[name] for name in wanted if name in trained}
     elif key == "cut":
         entry |= {"tokens_trained": 0, "unique_tokens": 0, "passes": 0, "flops": 0.0}
     return entry
@@ -181,9 +225,20 @@ def difference(name: str, control: Record, target: Record, validation_set: str) 
 
 
 def title_of(name: str) -> str:
-    """What tables call a model: `Target`, `Random init`; a control from parts alone by what it inherits."""
+    """What tables call a model: `Target`, `Random init, 2x steps`; a control from parts by what it inherits."""
+    base, _, layers = name.partition("@")
+    base, _, times = base.partition(":")
+    suffix = (f", {times} steps" if times else "") + (f", {layers} layers" if layers else "")
+    return _plain_title(base) + suffix
+
+
+def _plain_title(name: str) -> str:
+    """A title without what may follow a control's word."""
     if name in _TITLES:
         return _TITLES[name]
+    if name.startswith("round-"):
+        layers, _, seed = name.removeprefix("round-").partition("-seed-")
+        return f"{layers} layers" + (f", seed {seed}" if seed else "")
     parts = name.split("+")
     words = {part: "MLP" if part == "mlp" else part.replace("_", " ") for part in PARTS}
     missing = [words[part] for part in PARTS if part not in parts]
@@ -246,6 +301,8 @@ def verdict(result: Record) -> str:
     if result.get("reference") is None:
         trained = f"{target['layers']} layers trained from random init on {result['tokens_trained']:,} tokens"
         return f"{trained}: loss {loss:.3f} nats a token."
+    if "growth" in result:
+        return _growth_verdict(result)
     reference, control = result["reference"], result["controls"].get("random")
     kept = f"{target['layers']} of {reference['layers']} layers"
     if "init" in result:  # then the layers are not, or not all, the reference's
@@ -263,6 +320,21 @@ def verdict(result: Record) -> str:
         return f"{trained} end below the reference: {losses} (random init, reference)."
     share = f"{found['value']:.0%} of the gap between random init and the reference"
     return f"{trained} close {share} (95% interval {found['low']:.0%} to {found['high']:.0%}): {losses}."
+
+
+def _growth_verdict(result: Record) -> str:
+    """How a growth ended, in a sentence."""
+    total = result["reference"]["layers"]
+    rounds = result["growth"]["rounds"]
+    layers = result["target"]["layers"]
+    best = next(one for one in rounds if one["layers"] == layers and one["seed"] == 0)
+    counted = f"{len({one['round'] for one in rounds})} rounds" if rounds[-1]["round"] > 1 else "the first round"
+    if result["matched"]:
+        seeds = f" {result['growth']['seeds']['text']}." if "seeds" in result["growth"] else ""
+        return f"{layers} of {total} layers match the reference, after {counted}: {best['verdict']['text']}.{seeds}"
+    tried = ", ".join(str(one["layers"]) for one in rounds if one["seed"] == 0)
+    text = f"No target matches the reference ({tried} of {total} layers were tried); the best has {layers} layers"
+    return f"{text}: {best['verdict']['text']}."
 
 
 def _passes(passes: float) -> str:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from inheritune.config import PARTS, DataConfig, Recipe
+from inheritune.arms import CUT, canonical_init, control_arm, control_names, init_words
+from inheritune.config import DataConfig, Recipe
 
-WHOLE_INITS = ("inherit", "random", "stack")
-"""The init words that are no sum of parts."""
 RESERVED = ("train", "development", "held-out", "manifest.json", "train.hashes")
 """What further validation sets may not be called: names in a prepared directory."""
 MOST_JOBS = 1000
@@ -24,6 +22,11 @@ Rule = tuple[str, Callable[[Any], bool], str]
 
 def _finite(value: float) -> bool:
     return math.isfinite(value)
+
+
+def _all_rates(value: float | list[float]) -> bool:
+    rates = value if isinstance(value, list) else [value]
+    return bool(rates) and len(set(rates)) == len(rates) and all(_finite(rate) and rate > 0 for rate in rates)
 
 
 _DATA_RULES: list[Rule] = [
@@ -41,7 +44,7 @@ _DATA_RULES: list[Rule] = [
 _TRAIN_RULES: list[Rule] = [
     ("batch_sequences", lambda x: x >= 1, "1 or more"),
     ("micro_batch_sequences", lambda x: x == "auto" or x >= 1, "1 or more, or auto"),
-    ("learning_rate", lambda x: _finite(x) and x > 0, "a number above 0"),
+    ("learning_rate", _all_rates, "a number above 0, or a list of different ones"),
     ("final_learning_rate", lambda x: _finite(x) and x >= 0, "0 or more"),
     ("warmup_steps", lambda x: x >= 0, "0 or more"),
     ("weight_decay", lambda x: _finite(x) and x >= 0, "0 or more"),
@@ -63,6 +66,16 @@ _SLURM_RULES: list[Rule] = [
     ("time_limit_minutes", lambda x: x >= 1, "1 or more"),
     ("memory_gigabytes", lambda x: x >= 1, "1 or more"),
 ]
+_GROW_RULES: list[Rule] = [
+    ("start", lambda x: x == "half" or x >= 1, "1 or more, or half"),
+    ("step", lambda x: x >= 1, "1 or more"),
+    ("most", lambda x: x is None or x >= 1, "1 or more, or null"),
+    ("tolerance_nats", lambda x: _finite(x) and x > 0, "a number above 0"),
+    ("alpha", lambda x: 0 < x <= 0.5, "a number above 0, at most 0.5"),
+    ("decision_seeds", lambda x: 1 <= x <= 100, "1 to 100"),
+    ("pilot_steps", lambda x: x >= 0, "0 (nothing is foreseen) or more"),
+    ("warm_steps", lambda x: x is None or x >= 1, "1 or more, or null"),
+]
 _SOURCE_RULES: list[Rule] = [
     ("weight", lambda x: _finite(x) and x > 0, "a number above 0"),
     ("document_separator", lambda x: x is None or x != "", "text that separates documents, or null"),
@@ -82,8 +95,10 @@ def impossible(config: Any) -> Iterator[tuple[str, Any, str]]:
         yield from _distillation(config)
         if config.train.fsdp_ranks is not None and config.train.parallel == "ddp":
             yield "train.fsdp_ranks", config.train.fsdp_ranks, "null where train.parallel is ddp"
-        if config.train.learning_rate < config.train.final_learning_rate:
+        if min(config.train.learning_rates, default=math.inf) < config.train.final_learning_rate:
             yield "train.final_learning_rate", config.train.final_learning_rate, "at most train.learning_rate"
+        yield from _growth(config)
+        yield from _comparison(config)
         yield from _inits(config)
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.name):
             yield "name", config.name, "letters, digits, '.', '_' and '-': it names a directory"
@@ -126,35 +141,6 @@ def _executor(data: DataConfig, prefix: str) -> Iterator[tuple[str, Any, str]]:
         yield f"{prefix}workers", data.workers, f"with {prefix}executor slurm the number of its jobs, 1 to {MOST_JOBS}"
 
 
-def init_parts(word: str) -> frozenset[str]:
-    """The parts of the reference that an init word inherits; what is not among them comes from random init.
-
-    A word is `inherit` or `stack` (all parts; they differ in the layers that these are taken from), `random` (none), or
-    distinct parts joined by `+`.
-
-    Raises:
-        ValueError: not such a word; the message says what is allowed.
-    """
-    if word in WHOLE_INITS:
-        return frozenset() if word == "random" else frozenset(PARTS)
-    parts = word.split("+")
-    if not set(parts) <= set(PARTS) or len(set(parts)) < len(parts):
-        raise ValueError(_init_words(WHOLE_INITS, word))
-    return frozenset(parts)
-
-
-def canonical_init(word: str) -> str:
-    """An init word as runs name it: its parts in the order of `PARTS`, all of them together as `inherit`.
-
-    Raises:
-        ValueError: no init word.
-    """
-    parts = init_parts(word)
-    if word in WHOLE_INITS:
-        return word
-    return "inherit" if len(parts) == len(PARTS) else "+".join(part for part in PARTS if part in parts)
-
-
 def _distillation(recipe: Recipe) -> Iterator[tuple[str, Any, str]]:
     """What is wrong with learning from the reference's predictions."""
     distill = recipe.train.objective.distill
@@ -166,6 +152,40 @@ def _distillation(recipe: Recipe) -> Iterator[tuple[str, Any, str]]:
         yield "train.objective.distill.weight", distill.weight, "a number above 0, at most 1"
     if recipe.reference is None:
         yield "train.objective.distill", "given", "null where there is no reference to learn from"
+
+
+def _growth(recipe: Recipe) -> Iterator[tuple[str, Any, str]]:
+    """What is wrong with the full-data recipe, as far as the reference need not be known."""
+    grow = recipe.grow
+    if grow is None:
+        return
+    yield from _by_rules(grow, _GROW_RULES, "grow.")
+    if grow.growth == "warm" and grow.choice != "first":
+        yield "grow.growth", "warm", f"cold with grow.choice {grow.choice}; a target grows by layers above those it has"
+    if grow.growth == "warm" and recipe.inherit.init != "inherit":
+        yield "grow.growth", "warm", f"cold with inherit.init {recipe.inherit.init}"
+    if grow.growth == "cold" and grow.warm_steps is not None:
+        yield "grow.warm_steps", grow.warm_steps, "null where grow.growth is cold"
+    if recipe.inherit.layers != "half":
+        yield "inherit.layers", recipe.inherit.layers, "left out with grow, whose start, step and choice say the layers"
+    if recipe.compare is not None:
+        yield "compare", "given", "null with grow, whose target is no single training"
+
+
+def _comparison(recipe: Recipe) -> Iterator[tuple[str, Any, str]]:
+    """What is wrong with the other data to train the target on."""
+    other = recipe.compare
+    if other is None:
+        return
+    if other.passes < 1:
+        yield "compare.passes", other.passes, "1 or more"
+    if other.tokens is not None and other.tokens <= 0:
+        yield "compare.tokens", other.tokens, "a token count above 0"
+    if (recipe.data.prepared is None) != (other.prepared is None):
+        allowed = "null, as data.prepared is" if recipe.data.prepared is None else "a directory, as data.prepared is"
+        yield "compare.prepared", other.prepared, allowed
+    if recipe.reference is None:
+        yield "compare", "given", "null where there is no reference to inherit from"
 
 
 def _optimizer(recipe: Recipe) -> Iterator[tuple[str, Any, str]]:
@@ -185,36 +205,21 @@ def _inits(recipe: Recipe) -> Iterator[tuple[str, Any, str]]:
         yield "inherit.init", recipe.inherit.init, str(error)
         return
     has_cut = own in ("inherit", "stack")
-    others = [word for word in WHOLE_INITS if word != own]
-    words = ["cut", *others] if has_cut else others
+    words = [word for word in control_names() if word != own and (has_cut or word != CUT)]
     found: dict[str, str] = {}
     for word in recipe.controls:
         try:
-            name = word if word == "cut" else canonical_init(word)
-        except ValueError:
-            yield "controls", word, _init_words(words, word)
+            name = word if word == CUT else control_arm(word).name
+        except ValueError as error:
+            yield "controls", word, str(error) if ":" in word or "@" in word else init_words(words, word)
             continue
-        if name == "cut" and not has_cut:
+        if name == CUT and not has_cut:
             reason = f"inherit.init is {own}, and cut is what the init inherit or stack gives before training"
-            yield "controls", word, f"{_init_words(words)}; {reason}"
+            yield "controls", word, f"{init_words(words)}; {reason}"
         elif name == own:
-            yield "controls", word, f"{_init_words(words)}; {own} is what the target itself starts from"
+            yield "controls", word, f"{init_words(words)}; {own} is what the target itself starts from"
         elif name in found:
             yield "controls", word, f"each control once; {found[name]!r} is the same and stands before it"
+        elif name.startswith("distill") and recipe.train.objective.distill is not None:
+            yield "controls", word, "without train.objective.distill, by which every model learns from the reference"
         found[name] = word
-
-
-def _init_words(words: Sequence[str], wrong: str = "") -> str:
-    """What an init may be: these words or a sum of parts; with a hint at what a wrong one was to be."""
-    allowed = f"{', '.join(words)}, or distinct parts joined by '+': {', '.join(PARTS)}"
-    if "+" not in wrong:
-        return allowed + nearest(wrong, [*words, *PARTS])
-    matches = [difflib.get_close_matches(part, PARTS, n=1, cutoff=0.5) for part in wrong.split("+")]
-    mended = "+".join(dict.fromkeys(match[0] for match in matches if match))
-    return f"{allowed}; did you mean {mended!r}?" if all(matches) else allowed
-
-
-def nearest(name: str, names: Sequence[str]) -> str:
-    """A hint at the name most like a wrong one, to append to a complaint; empty if none is near."""
-    found = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"; did you mean {found[0]!r}?" if found else ""

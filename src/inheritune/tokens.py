@@ -85,6 +85,53 @@ class TokenSet:
         found[ends[np.searchsorted(ends, start + 1) : np.searchsorted(ends, stop + 1)] - 1 - start] = True
         return found
 
+    def beginnings(self, length: int) -> npt.NDArray[np.uint64]:
+        """A hash of each document's first `length` tokens, (documents,); 0 for documents that have fewer."""
+        sizes = np.diff(self.document_ends, prepend=0)
+        starts = self.document_ends - sizes
+        found = np.zeros(len(sizes), np.uint64)
+        shards = np.searchsorted(self.starts, starts, side="right") - 1  # no document spans two
+        for index, shard in enumerate(self._shards):
+            inside = np.flatnonzero((shards == index) & (sizes >= length))
+            for chunk in np.array_split(inside, 1 + len(inside) // 100_000):
+                rows = starts[chunk, None] - self.starts[index] + np.arange(length)  # (documents, length)
+                found[chunk] = _hashes(shard[rows].astype(np.uint64))
+        return found
+
+    def shared_documents(self, other: TokenSet) -> int:
+        """How many of this set's documents stand, as far as they are kept here, at the beginning of one of another's.
+
+        Documents of fewer than eight tokens are not looked for.
+        """
+        own, theirs = self.beginnings(_BEGINNING), other.beginnings(_BEGINNING)
+        order = np.argsort(theirs, kind="stable")
+        count = 0
+        for number in np.flatnonzero(np.isin(own, theirs) & (own != 0)):
+            document = self._document(int(number), None)
+            low, high = (np.searchsorted(theirs, own[number], side=side, sorter=order) for side in ("left", "right"))
+            kept = len(document)
+            count += any(np.array_equal(other._document(int(one), kept), document) for one in order[low:high])
+        return count
+
+    def _document(self, number: int, length: int | None) -> Tokens:
+        """A document's tokens, or its first `length`."""
+        start = int(self.document_ends[number - 1]) if number else 0
+        end = int(self.document_ends[number])
+        return self.read(start, end if length is None else min(end, start + length))
+
+
+_BEGINNING = 8
+"""Tokens by which documents that may be the same are found."""
+
+
+def _hashes(rows: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """A hash of each row, never 0: (rows,)."""
+    words = np.zeros(len(rows), np.uint64)
+    with np.errstate(over="ignore"):
+        for column in rows.T:
+            words = _mixed(words * np.uint64(0x9E3779B97F4A7C15) + column + np.uint64(1))
+    return words | np.uint64(1)
+
 
 def _places(begins: Tokens, start: int, stop: int) -> Tokens:
     """How far each index of [start, stop) is from the last of `begins`, ascending, or from `start`."""
@@ -221,6 +268,16 @@ class TrainingBlocks:
         first = step * self.batch_sequences
         places = range(first, min(first + self.batch_sequences, self.blocks * self.passes))
         return [int(pass_order(self.blocks, self.seed, place // self.blocks)[place % self.blocks]) for place in places]
+
+    def tokens_of(self, steps: int) -> int:
+        """Tokens that the first so many steps see."""
+        return min(steps * self.batch_sequences, self.blocks * self.passes) * self.sequence_length
+
+    def place(self, steps: int) -> dict[str, int]:
+        """Where a training stands after so many steps: tokens seen, and the last sequence's pass and place in it."""
+        tokens = self.tokens_of(steps)
+        done, block = divmod(max(0, tokens // self.sequence_length - 1), self.blocks)
+        return {"tokens": tokens, "pass": done, "block": block}
 
     def rows(self, indices: list[int]) -> tuple[Tokens, Tokens]:
         """Inputs and labels of some blocks: two arrays of (blocks, sequence_length)."""

@@ -10,13 +10,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -31,7 +29,7 @@ from inheritune.errors import Failed, Interrupted
 from inheritune.hardware import give_back_freed_memory, keep_freed_memory, peak_flops
 from inheritune.loss import IGNORED
 from inheritune.metrics import Launched, Metrics, Progress, StepReader
-from inheritune.micro_batch import largest_micro_batch
+from inheritune.micro_batch import found_once, largest_micro_batch
 from inheritune.objective import Objective
 from inheritune.optimizer import (
     Guard,
@@ -47,49 +45,13 @@ from inheritune.optimizer import (
 from inheritune.parallel import compile_blocks, compute_dtype, distribute, sharded, share_blocks, whole_tensors
 from inheritune.planning import training_flops_per_token
 from inheritune.recomputation import recompute_blocks
-from inheritune.run_directory import read_json, write_json
+from inheritune.run_directory import read_jsonl
 from inheritune.schedule import learning_rate, validation_interval
+from inheritune.stopping import stop_signals
 from inheritune.tokens import Prepared, TrainingBlocks
 from inheritune.tracking import open_tracker
+from inheritune.trained import State, Trained, Watch
 from inheritune.validation import measure_objective
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What a training came to."""
-
-    steps: int
-    tokens: int
-    """Tokens seen, over all passes."""
-    unique_tokens: int
-    tail_tokens: int
-    flops: float
-    seconds: float
-    """Time in steps, over all restarts; validation and checkpoints not included."""
-    skipped_steps: int
-    best_step: int | None
-    compiled: bool
-    compute_dtype: str
-    ranks: int
-    micro_batch_sequences: int
-    parallel: str
-    """`none` (one rank), `ddp` or `fsdp`."""
-
-
-@dataclass
-class _State:
-    """What a checkpoint holds beside tensors and the guard."""
-
-    step: int = 0
-    seconds: float = 0.0
-    skipped_steps: int = 0
-    best_loss: float | None = None
-    best_step: int | None = None
-    compiled: bool = False
-
-    @classmethod
-    def from_record(cls, record: dict[str, Any]) -> _State:
-        return cls(**{name: record[name] for name in cls.__dataclass_fields__})
 
 
 @dataclass
@@ -114,9 +76,11 @@ class Trainer:
     """What a tracker calls this training."""
     run_config: dict[str, Any] = field(default_factory=dict)
     """What a tracker shows of it: the recipe."""
+    watch: Watch | None = None
+    """Asked after every validation but the last whether to go on."""
     read_late: bool | None = None
     """Read a step's values when the next one is under way; None: where the device computes by itself."""
-    _state: _State = field(default_factory=_State)
+    _state: State = field(default_factory=State)
 
     def run(self) -> Trained:
         """Train to the end, from the last checkpoint if there is one; with several ranks a collective call.
@@ -152,7 +116,7 @@ class Trainer:
         blocks = self._blocks
         self._steps = steps = min(blocks.steps, config.max_steps or blocks.steps)
         self._flops_per_token = training_flops_per_token(self.model, self.sequence_length)
-        tokens = min(steps * config.batch_sequences, blocks.blocks * self.passes) * self.sequence_length
+        self._abandoned = False
         self._dtype = compute_dtype(config.compute_dtype, world.device)
         self._late = world.device.type != "cpu" if self.read_late is None else self.read_late
         self._shard = sharded(self.model, world, config.parallel)
@@ -160,7 +124,11 @@ class Trainer:
         found = self._checkpointer.latest()
         if found is None or found[1]["step"] < steps:
             self._state.compiled = compile_blocks(
-                self.model, config.compile, world.device, flops=tokens * self._flops_per_token, report=self.report
+                self.model,
+                config.compile,
+                world.device,
+                flops=self._blocks.tokens_of(steps) * self._flops_per_token,
+                report=self.report,
             )
         self._prepare_model()
         self._resume(found)
@@ -170,8 +138,9 @@ class Trainer:
         if self.config.export == "best" and self._state.best_step is not None:
             self._checkpointer.checked(self.directory / "best")
             self._checkpointer.load(self.directory / "best", self._weights())
+        tokens = self._blocks.tokens_of(self._state.step)
         return Trained(
-            steps=steps,
+            steps=self._state.step,
             tokens=tokens,
             unique_tokens=min(blocks.blocks * self.sequence_length, tokens),
             tail_tokens=blocks.tail_tokens,
@@ -184,6 +153,7 @@ class Trainer:
             ranks=world.size,
             micro_batch_sequences=self._micro_batch,
             parallel=self._parallel,
+            abandoned=self._abandoned,
         )
 
     @property
@@ -220,14 +190,13 @@ class Trainer:
         most = math.ceil(self.config.batch_sequences / self.world.size)
         if self.config.micro_batch_sequences != "auto":
             return min(self.config.micro_batch_sequences, most)
-        path = self.directory / "micro_batch.json"
-        device = self.world.device
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        setting = {"ranks": self.world.size, "device": name, "parallel": self._parallel}
-        held = self.world.on_main(lambda: read_json(path))
-        sequences = held.get("sequences") if isinstance(held, dict) and held.get("setting") == setting else None
-        if type(sequences) is int and 1 <= sequences <= most:
-            return sequences
+        path, how = self.directory / "micro_batch.json", self._parallel
+        return found_once(
+            lambda: self._largest_micro_batch(most), path, self.world, most=most, parallel=how, report=self.report
+        )
+
+    def _largest_micro_batch(self, most: int) -> int:
+        """Try how many sequences fit into memory, at most so many."""
 
         def run(sequences: int) -> None:
             ids = torch.zeros((sequences, self.sequence_length), dtype=torch.int64, device=self.world.device)
@@ -239,7 +208,7 @@ class Trainer:
         # gradients, in float32, and moments, of what this rank holds
         own = [one.to_local() if isinstance(one, DTensor) else one for one in self._parameters]
         state = 4 * sum(one.numel() for one in own) + moment_bytes(own, self.config)
-        found = largest_micro_batch(
+        return largest_micro_batch(
             run,
             self.world,
             most=most,
@@ -247,9 +216,6 @@ class Trainer:
             held=[tensor for tensor in self.model.parameters() if not self._shard],
             later_bytes=state,
         )
-        self.report(f"Micro-batches of {found} sequences a rank.")
-        self.world.on_main(lambda: write_json(path, {"sequences": found, "setting": setting}))
-        return found
 
     @contextmanager
     def _open_metrics(self) -> Iterator[Metrics]:
@@ -260,7 +226,10 @@ class Trainer:
             step, name = self._state.step, self.config.tracker
             tracker = open_tracker(name, self.directory, self.run_name, self.run_config, step, report=self.report)
             opened.append(Metrics(self.directory / "metrics.jsonl", step, tracker))
+            records = read_jsonl(self.directory / "metrics.jsonl") if self.watch is not None else []
+            self._curve += [(one["step"], one["losses"]) for one in records if one.get("kind") == "validation"]
 
+        self._curve: list[tuple[int, dict[str, float]]] = []
         self.world.on_main(open_one)
         metrics = opened[0] if opened else Metrics(None, self._state.step)
         try:
@@ -288,7 +257,7 @@ class Trainer:
         # the last one stalls nobody; once the optimiser's moments exist, room is made for the others
         reserving = state.step + config.checkpoint_every_steps < self._steps
         pending: Launched | None = None
-        with _stop_signals() as stop:
+        with stop_signals() as stop:
             while state.step < self._steps:
                 launched = self._step(stop)
                 if reserving:
@@ -311,6 +280,8 @@ class Trainer:
                     self._save()
                 if stopping:
                     self._interrupt(stop)
+                if validating and not last and self._ended_early():
+                    break
         self._checkpointer.finish()
 
     def _step(self, stop: list[int]) -> Launched:
@@ -323,7 +294,7 @@ class Trainer:
             state.step,
             steps=self._steps,
             warmup_steps=config.warmup_steps,
-            peak=config.learning_rate,
+            peak=config.peak_learning_rate,
             final=config.final_learning_rate,
         )
         set_learning_rate(self._optimizer, rate)
@@ -382,10 +353,8 @@ class Trainer:
         return contextlib.nullcontext()
 
     def _place(self) -> dict[str, int]:
-        """Where the training stands in the data: tokens seen, and the last sequence's pass and place in it."""
-        sequences = min(self._state.step * self.config.batch_sequences, self._blocks.blocks * self.passes)
-        done, block = divmod(max(0, sequences - 1), self._blocks.blocks)
-        return {"tokens": sequences * self.sequence_length, "pass": done, "block": block}
+        """Where the training stands in the data."""
+        return self._blocks.place(self._state.step)
 
     def _read(self, launched: Launched, reader: StepReader) -> None:
         """Read what a step computed; end the run where it goes nowhere."""
@@ -417,6 +386,12 @@ class Trainer:
             f"{self.directory}: stopped after step {self._state.step} of {self._steps}, {kept}", 128 + numbers[0]
         )
 
+    def _ended_early(self) -> bool:
+        """Whether the watch, asked on rank 0, ends the training here."""
+        watch = self.watch
+        self._abandoned = watch is not None and self.world.on_main(lambda: watch(self._curve))
+        return self._abandoned
+
     def _validation_interval(self) -> int:
         """Steps between validations: the recipe's, or as many as keep them cheap."""
         if self.config.validate_every_steps != "auto":
@@ -439,14 +414,9 @@ class Trainer:
             )
             for name in self.prepared.measured_names
         }
-        metrics.append(
-            {
-                "kind": "validation",
-                "step": state.step,
-                "tokens": self._place()["tokens"],
-                "losses": {name: result.loss for name, result in losses.items()},
-            }
-        )
+        by_set = {name: result.loss for name, result in losses.items()}
+        self._curve.append((state.step, by_set))
+        metrics.append({"kind": "validation", "step": state.step, "tokens": self._place()["tokens"], "losses": by_set})
         development = losses["development"].loss if "development" in losses else math.inf
         if self.config.export == "best" and (state.best_loss is None or development < state.best_loss):
             state.best_loss, state.best_step = development, state.step
@@ -470,7 +440,7 @@ class Trainer:
         self._checkpointer.load(path, tensors | {f"optimizer.{name}": tensor for name, tensor in room.items()})
         self._guard.load(record["guard"])
         compiled = self._state.compiled
-        self._state = _State.from_record(record)
+        self._state = State.from_record(record)
         self._state.compiled |= compiled
         if self._state.best_step is not None:
             try:
@@ -504,25 +474,3 @@ class Trainer:
                 "threads": torch.get_num_threads(),
             },
         )
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of them; a second Ctrl-C is let through."""
-    received: list[int] = []
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        if received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    try:
-        previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread, where signals cannot be handled: the caller's handlers stay
-        yield received
-        return
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

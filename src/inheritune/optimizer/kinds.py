@@ -72,7 +72,7 @@ def _groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
 
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
-    return {"lr": config.learning_rate, "betas": (config.beta1, config.beta2), "eps": config.epsilon}
+    return {"lr": config.peak_learning_rate, "betas": (config.beta1, config.beta2), "eps": config.epsilon}
 
 
 def _adamw_8bit(groups: list[dict[str, Any]], *, compiled: bool, **settings: Any) -> torch.optim.Optimizer:

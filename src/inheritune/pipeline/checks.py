@@ -12,12 +12,13 @@ import yaml
 from transformers import PretrainedConfig
 
 from inheritune import corpus, recipe as recipes, reference as references, scratch, surgery
+from inheritune.arms import CUT, WHOLE_INITS, Arm, chosen_layers, control_arm
 from inheritune.config import DataConfig, Recipe
 from inheritune.errors import Failed, Refused
+from inheritune.growth import planned_depths
 from inheritune.objective import keeps_documents_apart
 from inheritune.optimizer import check_optimizer
 from inheritune.reference import Reference
-from inheritune.rules import WHOLE_INITS
 from inheritune.run_directory import read_json
 from inheritune.tokens import Prepared, TrainingBlocks, open_prepared
 
@@ -35,18 +36,76 @@ def check_recipe(recipe: Recipe) -> None:
         raise Refused(
             "recipe: give a reference (a directory, a hub id or packaged:demo), or an architecture to start from"
         )
-    if recipe.reference is None and recipe.controls:
+    if recipe.reference is None and recipe.controls and recipe.grow is None:
         raise Refused("recipe: controls compare a target with its reference; this recipe starts from an architecture")
     check_optimizer(recipe.train)
 
 
+def arm_indices(arm: Arm, indices: tuple[int, ...], total: int) -> tuple[int, ...]:
+    """The layers of the reference that an arm has, where the target has these.
+
+    Raises:
+        Refused: the reference has not so many.
+    """
+    count = len(indices) if arm.layers is None else arm.layers
+    if count > total:
+        raise Refused(f"controls: {arm.name} is not possible, the reference has {total} layers")
+    if arm.choice is None:
+        return indices if arm.layers is None else tuple(range(count))
+    return chosen_layers(arm.choice, count, total)
+
+
+def is_the_target(arm: Arm, indices: tuple[int, ...], target: Arm, total: int) -> bool:
+    """Whether a control would only be the target again: the same start, trained in the same way."""
+    same_start = arm.init == target.init and arm_indices(arm, indices, total) == indices
+    return same_start and arm.times == 1 and not arm.distilled and not arm.half_width
+
+
+def check_arms(reference: Reference, chosen: Iterable[tuple[int, ...]], target: Arm, controls: Iterable[Arm]) -> None:
+    """Plan what target and controls start from: what cannot be made is refused before anything is prepared or written.
+
+    Args:
+        reference: what `find` found.
+        chosen: the layers of each target that there may be.
+        target: what it starts from.
+        controls: what stands beside it.
+    """
+    chosen, controls = list(chosen), list(controls)
+    if any(arm.half_width for arm in controls):
+        surgery.half_width_config(reference)
+    wanted: dict[tuple[int, ...], set[str]] = {}
+    for indices in chosen:
+        for arm in (target, *(arm for arm in controls if not arm.half_width)):
+            wanted.setdefault(arm_indices(arm, indices, reference.layers), set()).add(arm.init)
+        same = [arm for arm in controls if is_the_target(arm, indices, target, reference.layers)]
+        if same and len(chosen) == 1:
+            what = f"{same[0].name} takes layers {surgery.spelled(indices)}, as the target does"
+            raise Refused(f"controls: {what}; leave it out")
+    for indices, inits in wanted.items():
+        check_cut(reference, indices, sorted(inits))
+
+
+def check_growth(recipe: Recipe, reference_layers: int) -> tuple[int, ...]:
+    """The layers of the planned rounds.
+
+    Raises:
+        Refused: there are none, or a control cannot be made at any depth.
+    """
+    assert recipe.grow is not None
+    depths = planned_depths(recipe.grow, reference_layers)
+    for word in recipe.controls:
+        if word != CUT and (control_arm(word).layers or 1) > reference_layers:
+            raise Refused(f"controls: {word} is not possible, the reference has {reference_layers} layers")
+    return depths
+
+
 def check_cut(reference: Reference, indices: tuple[int, ...], inits: Iterable[str]) -> None:
-    """Plan what the models start from: what cannot be cut is refused before anything is prepared or written.
+    """Plan what models start from: what cannot be cut is refused before anything is prepared or written.
 
     Args:
         reference: what `find` found.
         indices: the layers to keep.
-        inits: the canonical words for what target and controls start from.
+        inits: the canonical words for what they start from.
     """
     words = list(inits)
     for kept in dict.fromkeys(surgery.kept(indices, word) for word in words):
@@ -57,7 +116,7 @@ def check_cut(reference: Reference, indices: tuple[int, ...], inits: Iterable[st
 
 def check_data(recipe: Recipe, reference: Reference | None, directory: Path) -> None:
     """There is text to train on and text to judge by; shards prepared before are of this reference and this run."""
-    data, best = recipe.data, recipe.train.export == "best"
+    data, best, several = recipe.data, recipe.train.export == "best", len(recipe.train.learning_rates) > 1
     if data.prepared is not None:
         try:
             prepared = open_prepared(Path(data.prepared))
@@ -74,8 +133,9 @@ def check_data(recipe: Recipe, reference: Reference | None, directory: Path) -> 
             corpus.check_sources(resolved_data(recipe, reference))
     if not judged:
         raise Refused("recipe: nothing to judge by: data.validation_share is 0; raise it, or name data.validation_sets")
-    if best and not developed:
-        raise Refused("train.export: best is chosen on a development set; raise data.development_share")
+    if (best or several) and not developed:
+        key = "train.export: best" if best else "train.learning_rate: the best of several"
+        raise Refused(f"{key} is chosen on a development set; raise data.development_share")
 
 
 def check_prepared(prepared: Prepared, reference: Reference | None, directory: Path) -> None:
@@ -103,17 +163,80 @@ def check_documents(recipe: Recipe, reference: Reference | None) -> None:
         raise Refused(f"data.document_mask: {what}; set it to false")
 
 
+def round_indices(recipe: Recipe, count: int, total: int) -> tuple[int, ...]:
+    """The layers of the reference that a round of so many has."""
+    assert recipe.grow is not None
+    choice = recipe.grow.choice
+    return tuple(range(count)) if choice == "first" else chosen_layers(choice, count, total)
+
+
+def round_word(recipe: Recipe, count: int) -> str:
+    """What tells a round's start from those of others, in its name."""
+    assert recipe.grow is not None
+    return str(count) if recipe.grow.choice == "first" else f"{recipe.grow.choice}-{count}"
+
+
+def planned_steps(recipe: Recipe, prepared: Prepared) -> int:
+    """The target's steps: T."""
+    train = recipe.train
+    blocks = TrainingBlocks(
+        prepared.set("train"), recipe.data.sequence_length, recipe.data.passes, train.batch_sequences, train.seed
+    )
+    return min(blocks.steps, train.max_steps or blocks.steps)
+
+
+def check_same_steps(recipe: Recipe, prepared: Prepared, other: Prepared) -> None:
+    """The other data of `compare` lasts for the target's steps.
+
+    Raises:
+        Refused: it does not.
+    """
+    assert recipe.compare is not None
+    wanted = planned_steps(recipe, prepared)
+    data = dataclasses.replace(recipe.data, passes=recipe.compare.passes)
+    found = planned_steps(dataclasses.replace(recipe, data=data), other)
+    if found < wanted:
+        what = f"{other.manifest['sets']['train']['tokens']:,} tokens in {recipe.compare.passes} passes"
+        raise Refused(f"compare: {what} are {found} steps, the target takes {wanted}; give more tokens or passes")
+
+
+_MOST_SHARED = 0.1
+"""Share of a held-out set's documents that may begin as training documents do: licences, generated files, other
+versions of the same text. `prepare` keeps whole documents apart by their content."""
+
+
+def check_apart(trained: Prepared, judged: Prepared) -> None:
+    """What models are judged by is not what they are trained on.
+
+    Raises:
+        Refused: a set that is measured shares more than a tenth of its documents with the training set.
+    """
+    train = trained.set("train")
+    for name in judged.measured_names:
+        held_out = judged.set(name)
+        shared, documents = held_out.shared_documents(train), len(held_out.document_ends)
+        if shared > _MOST_SHARED * documents:
+            what = f"{shared} of the {documents} documents of {name} are also in its training set"
+            raise Refused(f"{trained.directory}: {what}; prepare both from the same sources in one call, or apart")
+
+
 def check_blocks(recipe: Recipe, prepared: Prepared) -> None:
     """The training set fills blocks, and not all of the steps over them are warm-up."""
     length, train = recipe.data.sequence_length, recipe.train
     tokens = prepared.manifest["sets"]["train"]["tokens"]
     if tokens <= length:
         raise Refused(f"data: {tokens} training tokens fill no block of {length}; lower data.sequence_length")
-    blocks = TrainingBlocks(prepared.set("train"), length, recipe.data.passes, train.batch_sequences, train.seed)
-    steps = min(blocks.steps, train.max_steps or blocks.steps)
+    steps = planned_steps(recipe, prepared)
     if train.warmup_steps >= steps:
         what = f"{train.warmup_steps} of {steps} steps would all be warm-up"
         raise Refused(f"train.warmup_steps: {what}; lower it, or train longer")
+    if recipe.grow is not None and recipe.grow.growth == "warm":
+        warm = recipe.grow.warm_steps or max(1, steps // 2)
+        if not train.warmup_steps < warm <= steps:
+            raise Refused(
+                f"grow.warm_steps: {warm} is not possible; give more than train.warmup_steps ({train.warmup_steps}), "
+                f"at most the {steps} of the first round"
+            )
 
 
 def check_tokenizer(prepared: Prepared, reference: Reference) -> None:

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from inheritune import corpus, layerwise, reference as references, surgery
+from inheritune.arms import WHOLE_INITS, canonical_init, init_parts
 from inheritune.config import DataConfig
 from inheritune.console import Console
 from inheritune.distributed import single
@@ -18,7 +19,6 @@ from inheritune.parallel import compute_dtype, place
 from inheritune.pipeline.checks import check_can_be_made, check_cut, check_tokenizer, no_empty_parents
 from inheritune.reference import Reference, parameters
 from inheritune.report import scan_svg, scan_table
-from inheritune.rules import WHOLE_INITS, canonical_init, init_parts
 from inheritune.run_directory import write_atomic, write_json
 from inheritune.tokens import Prepared, TokenSet, open_prepared
 

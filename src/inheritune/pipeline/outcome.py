@@ -5,51 +5,53 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from inheritune.config import Recipe
 from inheritune.console import Console
 from inheritune.errors import Failed
-from inheritune.reference import Reference
-from inheritune.report import render_table, usage, write_report
-from inheritune.result import OwnTraining, assemble
+from inheritune.growth import Growth
+from inheritune.pipeline.shared import Run
+from inheritune.report import render_table, render_table4, usage, write_report
+from inheritune.result import OwnTraining, assemble, stage_of
 from inheritune.run_directory import read_json, read_jsonl, write_json
 from inheritune.tokens import Prepared
 
 Record = dict[str, Any]
 
 
-def finish(
-    directory: Path, recipe: Recipe, inits: list[str], reference: Reference | None, prepared: Prepared, console: Console
-) -> Record:
+def finish(run: Run, prepared: Prepared, growth: Growth | None) -> Record:
     """Compute `result.json` from the records, write it and the report, show the table.
 
     Args:
-        directory: the run directory.
-        recipe: the run's.
-        inits: what the target and the trained controls start from, the target first.
-        reference: the reference, if there is one.
+        run: the run.
         prepared: the data.
-        console: where the outcome is shown.
+        growth: what the rounds came to, where the target grew.
 
     Raises:
-        Failed: the ledger lacks a training that the losses show.
+        Failed: the ledger lacks a training that the losses show, or no round came to its end.
     """
-    own = _own_training(reference, prepared) if reference is not None else None
-    trained = ["target", *inits[1:]]
-    names = ("reference", *(["cut"] if "cut" in recipe.controls else []), *trained)
-    losses = {name: read_json(directory / "losses" / f"{name}.json") for name in names}
+    directory, recipe = run.directory, run.recipe
+    own = _own_training(run, prepared) if run.reference is not None else None
+    if growth is not None and growth.best is None:
+        raise Failed(f"{directory}: every round was abandoned; set grow.abandon to off, or raise grow.most")
+    trained = ["target", *(["other-data"] if recipe.compare is not None else []), *(arm.name for arm in run.controls)]
+    names = ("reference", *(["cut"] if run.has_cut else []), *trained)
+    losses = {name: read_json(directory / "losses" / f"{name.replace(':', '-')}.json") for name in names}
     ledger = read_json(directory / "ledger.json")
     for name in trained:
-        if losses[name] is not None and (not isinstance(ledger, dict) or f"train {name}" not in ledger):
+        if losses[name] is not None and (not isinstance(ledger, dict) or stage_of(name, growth) not in ledger):
             what = f"{directory / 'ledger.json'}: has no entry of the {name}'s training"
             raise Failed(f"{what}; restore the file, or run the recipe into another --out")
+    folders = {"target": directory} | {
+        name: directory / "controls" / name.replace(":", "-") for name in trained if name != "target"
+    }
     result = assemble(
         recipe.name,
         losses={name: record for name, record in losses.items() if record is not None},
         ledger=ledger,
-        metrics={name: read_jsonl(directory_of(directory, name) / "metrics.jsonl") for name in trained},
+        metrics={name: read_jsonl(folder / "metrics.jsonl") for name, folder in folders.items()},
         own_training=own,
         main_set=prepared.main_set,
-        init=inits[0],
+        init=run.target.init,
+        growth=growth,
     )
     result["sets"] = {
         name: {key: entry[key] for key in ("documents", "tokens", "bytes")}
@@ -57,11 +59,18 @@ def finish(
     }
     result["model"] = "model"
     write_json(directory / "result.json", result)
-    return show(directory, result, console)
+    return show(directory, result, run.console)
 
 
-def _own_training(reference: Reference, prepared: Prepared) -> OwnTraining:
+def _own_training(run: Run, prepared: Prepared) -> OwnTraining:
     """What is known of the reference's own training: its tokens, and its validation curve where it ships one."""
+    reference = run.reference
+    assert reference is not None
+    if run.recipe.reference is None:  # trained by this run
+        entry = (read_json(run.directory / "ledger.json") or {}).get("train reference", {})
+        metrics = read_jsonl(run.directory / "reference" / "metrics.jsonl")
+        name = f"{run.recipe.name}'s reference"
+        return OwnTraining(name=name, tokens=entry.get("tokens"), metrics=metrics, same_documents=True)
     folder = Path(reference.path)
     record = read_json(folder / "inheritune.json") or {}
     held_out = [file["sha256"] for file in prepared.manifest["sets"][prepared.main_set]["files"]]
@@ -77,6 +86,8 @@ def show(directory: Path, result: Record, console: Console) -> Record:
     """The report, the table, the verdict, and how to use the model."""
     page = write_report(directory)
     console.table(render_table(result, read_json(directory / "ledger.json")))
+    if "growth" in result:
+        console.table(render_table4(directory, width=console.width))
     model = directory / "model"
     console.line(f"\n{result['verdict']}")
     for difference in result.get("differences", {}).values():
@@ -87,14 +98,3 @@ def show(directory: Path, result: Record, console: Console) -> Record:
     for line in usage(str(model)):
         console.line(f"  {line}")
     return result
-
-
-def directory_of(directory: Path, name: str) -> Path:
-    """Where a trained model's records, checkpoints and export are in a run directory."""
-    return directory if name == "target" else directory / "controls" / name
-
-
-def called(name: str) -> str:
-    """A model's name in a sentence."""
-    plain = {"reference": "reference", "target": "target", "cut": "untrained cut"}
-    return plain.get(name, f"{name} control")

@@ -1,0 +1,355 @@
+"""The full-data recipe within a run: benchmark, pilot, rounds, verdicts, and the target that comes of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from inheritune import reference as references
+from inheritune.abandonment import Schedule, cannot_reach, forecast
+from inheritune.comparison import Documents
+from inheritune.config import GrowConfig, TrainConfig
+from inheritune.decision import decide, documents_needed, foreseen_half_width
+from inheritune.errors import Refused
+from inheritune.growth import Growth, Next, grow
+from inheritune.pipeline import checks
+from inheritune.pipeline.models import Models, Training
+from inheritune.pipeline.shared import Record, Run
+from inheritune.run_directory import JsonlWriter, read_json, read_jsonl, write_json
+from inheritune.tokens import Prepared
+from inheritune.trained import Watch
+from inheritune.training import Trainer
+
+Curve = list[tuple[int, float]]
+
+
+@dataclass
+class Growing:
+    """The rounds of one run."""
+
+    run: Run
+    models: Models
+    prepared: Prepared
+    depths: tuple[int, ...]
+    steps: int
+    """Of the first round, and of every other where growth is cold: T."""
+    passes: int
+    _forecasts: dict[str, Record] = field(default_factory=dict)
+    """Why a training was abandoned, by its name."""
+
+    @property
+    def config(self) -> GrowConfig:
+        """The recipe's."""
+        assert self.run.recipe.grow is not None
+        return self.run.recipe.grow
+
+    @property
+    def margin(self) -> float:
+        """What target - reference must lie below, in nats a token."""
+        return self.config.tolerance_nats if self.config.margin == "non-inferior" else 0.0
+
+    @property
+    def log(self) -> Path:
+        """The rounds that are over, a line each."""
+        return self.run.directory / "growth.jsonl"
+
+    def __call__(self) -> Growth:
+        """Train rounds until one matches; those that are recorded are not repeated."""
+        world = self.run.world
+        records = world.on_main(lambda: read_jsonl(self.log))
+        if not records:
+            self._pilot()
+        self._announce(records)
+        grown = grow(self.depths, self.config.decision_seeds, records, self._play)
+        world.on_main(lambda: self._settle(grown))
+        return grown
+
+    def _announce(self, records: list[Record]) -> None:
+        benchmark = self._nats("reference")[0].sum() / self._tokens().sum()
+        what = f"target - reference below {self.margin:g} nats a token" if self.margin else "target below the reference"
+        depths = ", ".join(map(str, self.depths))
+        self.run.console.line(
+            f"  benchmark: {benchmark:.4f} nats a token on {self.prepared.main_set}; a match is {what}, at the upper "
+            f"{1 - self.config.alpha / len(self.depths):.1%} bound; rounds of {depths} layers, {self.steps} steps"
+        )
+        for record in records:
+            self.run.console.line(f"  {self._sentence(record)} (done before)")
+
+    def _pilot(self) -> None:
+        """Foresee what difference the validation set can resolve, and refuse a tolerance below it.
+
+        The whole reference, trained for a few steps, differs from itself somewhat as a target near the match will.
+        """
+        run, steps, path = self.run, self.config.pilot_steps, self.run.directory / "pilot.json"
+        if steps == 0:
+            return
+        record = run.world.on_main(lambda: read_json(path))
+        if record is None:
+            assert run.reference is not None
+            run.console.stage(f"Pilot: the whole reference, trained for {steps} steps")
+            folder = run.directory / "pilot"
+            train = dataclasses.replace(
+                run.recipe.train,
+                learning_rate=run.recipe.train.peak_learning_rate,
+                max_steps=steps,
+                warmup_steps=steps // 4,
+                validate_every_steps=steps,
+                checkpoint_every_steps=steps,
+                export="last",
+                compile="never",
+                tracker="none",
+            )
+            run.world.on_main(lambda: folder.mkdir(exist_ok=True))
+            model = references.load(run.reference)
+            training = Trainer(
+                model=model,
+                prepared=self.prepared,
+                config=train,
+                directory=folder,
+                sequence_length=run.recipe.data.sequence_length,
+                passes=self.passes,
+                report=run.console.line,
+                progress=lambda progress: run.console.progress(progress, 0),
+                world=run.world,
+                document_mask=run.recipe.data.document_mask,
+            )
+            with run.timed("pilot") as entry:
+                trained = training.run()
+                entry.update({"steps": trained.steps, "tokens": trained.tokens, "flops": trained.flops})
+            whole = {key: value.cpu() for key, value in training.exported() if run.world.main}
+            record = run.world.on_main(lambda: self._foreseen(whole))
+            run.world.on_main(lambda: self._keep_pilot(folder, path, record))
+        self._check_resolution(record)
+
+    def _foreseen(self, weights: dict[str, Any]) -> Record:
+        """What the pilot says of the validation set."""
+        reference = self.run.reference
+        assert reference is not None
+        model = references.load(reference).float()
+        for name, parameter in model.named_parameters():
+            parameter.data.copy_(weights[name])
+        sets = self.models.losses(model, self.prepared)["sets"][self.prepared.main_set]
+        theirs, tokens = self._nats("reference")[0], self._tokens()
+        target = np.asarray(sets["nats"], np.float64)
+        width = math.inf
+        if len(tokens) > 1:
+            width = foreseen_half_width(target, theirs, tokens, alpha=self.config.alpha, rounds=len(self.depths))
+        return {
+            "steps": self.config.pilot_steps,
+            "set": self.prepared.main_set,
+            "documents": len(tokens),
+            "tokens": int(tokens.sum()),
+            "difference": float((target - theirs).sum() / tokens.sum()),
+            "half_width": width if math.isfinite(width) else None,
+            "tolerance_nats": self.config.tolerance_nats,
+        }
+
+    def _keep_pilot(self, folder: Path, path: Path, record: Record) -> None:
+        write_json(path, record)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def _check_resolution(self, record: Record) -> None:
+        """Refuse a tolerance that the validation set cannot resolve.
+
+        Raises:
+            Refused: it is below the half-width foreseen; how many documents would do is said.
+        """
+        width, documents = record["half_width"], record["documents"]
+        tolerance = self.config.tolerance_nats
+        if width is None:
+            raise Refused(
+                f"grow.tolerance_nats: {documents} validation document says nothing of others; give many more"
+            )
+        self.run.console.line(
+            f"  pilot: {documents} documents of {record['set']} resolve differences of about {width:.4f} nats a token"
+        )
+        if self.config.margin == "non-inferior" and width >= tolerance:
+            needed = documents_needed(width, documents, tolerance)
+            found = f"{documents} documents of {record['set']} resolve about {width:.4f} nats a token, says a pilot"
+            raise Refused(
+                f"grow.tolerance_nats: {tolerance:g} is too small: {found}; give about {needed:,} documents "
+                f"(data.validation_share, validation_tokens, held_out_document_tokens), or {_above(width):g}"
+            )
+
+    def _play(self, coming: Next) -> Record:
+        """Train one round with one seed, decide, record."""
+        training = self._training(coming)
+        run = self.run
+        later = self.config.decision_seeds - coming.seed - 1
+        run.console.stage(f"Round {coming.round} of at most {len(self.depths)}: {coming.layers} layers")
+        whole = self.models.train(training, later=later)
+        record = run.world.on_main(lambda: self._record(coming, training, whole))
+        run.console.line(f"  {self._sentence(record)}")
+        return record
+
+    def _training(self, coming: Next) -> Training:
+        """The training of a round."""
+        reference = self.run.reference
+        assert reference is not None
+        config, grown_from = self.run.recipe.train, None
+        if self.config.growth == "warm" and coming.round > 1:
+            grown_from = self._before(coming.round)
+            config = dataclasses.replace(config, max_steps=self.warm_steps)
+        config = dataclasses.replace(config, seed=config.seed + coming.seed)
+        name = f"round-{coming.layers}" + (f"-seed-{coming.seed}" if coming.seed else "")
+        recipe, layers = self.run.recipe, coming.layers
+        return Training(
+            name=name,
+            directory=self.run.directory / "rounds" / name.removeprefix("round-"),
+            arm=dataclasses.replace(self.run.target, name=name),
+            config=config,
+            prepared=self.prepared,
+            passes=self.passes,
+            indices=checks.round_indices(recipe, layers, reference.layers),
+            cut=checks.round_word(recipe, layers),
+            grown_from=grown_from,
+            watch=(lambda config: self._watch(name, config)) if self.config.abandon == "auto" else None,
+            keep_abandoned=self.config.growth == "warm",
+        )
+
+    @property
+    def warm_steps(self) -> int:
+        """Steps of the rounds after the first where growth is warm."""
+        return self.config.warm_steps or max(1, self.steps // 2)
+
+    def _before(self, number: int) -> Path:
+        """The model that the round before this one came to, at its end or where it was abandoned."""
+        folder = self.run.directory / "rounds" / str(self.depths[number - 2])
+        return next((folder / name for name in ("model", "stopped") if (folder / name).exists()), folder / "model")
+
+    def _watch(self, name: str, config: TrainConfig) -> Watch:
+        """What ends a round early: a forecast that it cannot match any more."""
+        schedule = self._schedule(config.max_steps or self.steps, config.peak_learning_rate)
+        records = read_jsonl(self.log) if self.run.world.main else []
+        earlier = [
+            (
+                [(int(step), float(loss)) for step, loss in one["curve"]],
+                self._schedule(one["planned_steps"], one["learning_rate"]),
+            )
+            for one in records
+            if one["state"] == "finished" and one["seed"] == 0
+        ]
+
+        def ends(curve: list[tuple[int, dict[str, float]]]) -> bool:
+            seen = [(step, losses[self.prepared.main_set]) for step, losses in curve]
+            found = forecast(seen, schedule, earlier=earlier)
+            wanted = float(self._nats("reference")[0].sum() / self._tokens().sum()) + self.margin
+            if found is None or not cannot_reach(found, wanted):
+                return False
+            self._forecasts[name] = dataclasses.asdict(found)
+            return True
+
+        return ends
+
+    def _schedule(self, steps: int, peak: float) -> Schedule:
+        train = self.run.recipe.train
+        return Schedule(steps=steps, warmup_steps=train.warmup_steps, peak=peak, final=train.final_learning_rate)
+
+    def _record(self, coming: Next, training: Training, whole: bool) -> Record:
+        """Decide about a training that is over, and write its line."""
+        run, main_set = self.run, self.prepared.main_set
+        entry = (read_json(run.directory / "ledger.json") or {})[f"train {training.name}"]
+        curve = {
+            one["step"]: one["losses"][main_set]
+            for one in read_jsonl(training.directory / "metrics.jsonl")
+            if one.get("kind") == "validation"
+        }
+        record: Record = {
+            "round": coming.round,
+            "layers": coming.layers,
+            "seed": coming.seed,
+            "growth": "cold" if training.grown_from is None else "warm",
+            "state": "finished" if whole else "abandoned",
+            "steps": entry["steps"],
+            "planned_steps": training.config.max_steps or self.steps,
+            "tokens": entry["tokens"],
+            "flops": entry["flops"],
+            "seconds": entry["seconds"],
+            "learning_rate": entry.get("learning_rate", training.config.peak_learning_rate),
+            "directory": str(training.directory.relative_to(run.directory)),
+            "verdict": None,
+            "forecast": self._forecasts.get(training.name),
+        }
+        if whole:
+            losses = read_json(run.directory / "losses" / f"{training.name}.json")
+            target, tokens = self._nats(training.name)[0], self._tokens()
+            found = decide(
+                target,
+                self._nats("reference")[0],
+                tokens,
+                margin=self.margin,
+                alpha=self.config.alpha,
+                rounds=len(self.depths),
+            )
+            record |= {
+                "parameters": losses["parameters"],
+                "validation_loss": float(target.sum() / tokens.sum()),
+                "verdict": dataclasses.asdict(found),
+            }
+        record["curve"] = [[step, loss] for step, loss in sorted(curve.items())]
+        writer = JsonlWriter(self.log)
+        writer.append(record)
+        writer.close()
+        shutil.rmtree(training.directory / "checkpoints", ignore_errors=True)  # its model and its curve are kept
+        return record
+
+    def _sentence(self, record: Record) -> str:
+        what = f"round {record['round']}, {record['layers']} layers"
+        what += f", seed {record['seed']}" if record["seed"] else ""
+        if record["verdict"] is not None:
+            return f"{what}: {record['validation_loss']:.4f} nats a token, {record['verdict']['text']}"
+        why = (record["forecast"] or {}).get("text", "no reason recorded")
+        return f"{what}: abandoned after {record['steps']} of {record['planned_steps']} steps: {why}"
+
+    def _settle(self, grown: Growth) -> None:
+        """Let the round that matched, or the best, be the run's target: its model, its records, its account."""
+        best = grown.best
+        if best is None:
+            return
+        run, out = self.run, self.run.directory / "model"
+        source, name = run.directory / best["directory"], f"round-{best['layers']}"
+        if not out.exists():
+            temporary = run.directory / ".model.tmp"
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.copytree(source / "model", temporary, copy_function=_linked)
+            temporary.rename(out)
+        shutil.copyfile(source / "metrics.jsonl", run.directory / "metrics.jsonl")
+        shutil.copyfile(run.directory / "losses" / f"{name}.json", run.directory / "losses" / "target.json")
+        start = (
+            run.directory
+            / "starts"
+            / f"{run.target.whole_init or 'inherit'}@{checks.round_word(run.recipe, best['layers'])}"
+        )
+        record = read_json(start / "inheritance.json")
+        if record is not None:
+            write_json(run.directory / "inheritance.json", record | {"init": run.target.init})
+
+    def _nats(self, name: str) -> tuple[Documents, Documents]:
+        """A model's loss of each document of the judging set, in nats, and the documents' tokens."""
+        record = read_json(self.run.directory / "losses" / f"{name}.json")["sets"][self.prepared.main_set]
+        return np.asarray(record["nats"], np.float64), np.asarray(record["tokens"], np.float64)
+
+    def _tokens(self) -> Documents:
+        return self._nats("reference")[1]
+
+
+def _linked(source: str, out: str) -> str:
+    """A file under a second name, without a copy where the file system allows it."""
+    try:
+        os.link(source, out)
+    except OSError:
+        shutil.copy2(source, out)
+    return out
+
+
+def _above(width: float) -> float:
+    """A round number above a half-width."""
+    scale: float = 10.0 ** math.floor(math.log10(width))
+    return math.ceil(2.4 * width / scale) / 2 * scale
