@@ -144,6 +144,8 @@ BAD = [
     ("", ["--data.passes"], ["--data.passes", "needs a value"]),
     ("", ["--train.learning_rate", "nan"], ["--train.learning_rate", "'nan'", "a number"]),
     ("", ["--config", "other.yaml"], ["--config", "unknown flag"]),
+    ("", ["--grow.grwoth", "warm"], ["--grow.grwoth", "unknown key; did you mean 'grow.growth'?", "start, step"]),
+    ("", ["--train.objective.distill.heat=2"], ["unknown key", "train.objective.distill has temperature, weight"]),
     ("", ["--data.pass", "3"], ["--data.pass", "did you mean 'data.passes'"]),
     ("", ["more"], ["more", "one argument too many"]),
     ("data:", [], ["data is null", "a mapping"]),
@@ -267,3 +269,12 @@ def test_an_unknown_key_in_a_mapping_flag_is_refused(flag: str, value: str, key:
 def test_distillation_within_its_bounds(distill: str) -> None:
     with pytest.raises(Refused, match=r"train\.objective\.distill\."):
         recipes.load_recipe("demo", ["--train.objective.distill", distill])
+
+
+def test_a_directory_does_not_hide_a_packaged_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "other").mkdir()
+    assert recipes.load_recipe("demo").name == "demo"
+    with pytest.raises(Refused, match="other: a directory"):
+        recipes.load_recipe("other")

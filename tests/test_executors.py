@@ -197,10 +197,12 @@ def test_a_job_left_over_is_cancelled_before_another_is_submitted(tmp_path: Path
 
 
 SCRIPT = """
+import signal
 import sys
 from pathlib import Path
 from inheritune.config import DataConfig, SlurmConfig, SourceConfig
 from inheritune.corpus import build, prepare
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in a shell's background
 build._SMALL_SCAN_BYTES = 0
 data = DataConfig([SourceConfig(sys.argv[1])], workers=1, executor="slurm", slurm=SlurmConfig("cpu"))
 prepare(data, sys.argv[2], Path(sys.argv[3]))

@@ -168,8 +168,8 @@ def foreseen_half_width(
 ) -> float:
     """How far above the estimate the deciding bound will lie, from a pilot pair of models on the same documents.
 
-    Only how the documents differ from each other counts, not the pilot's own mean difference. A pilot that differs
-    less from its reference than a target will foresees too little.
+    The bounds move with the mean difference, so the pilot's own plays no role: only how the documents differ from each
+    other counts. A pilot that differs less from its reference than a target will foresees too little.
 
     Args:
         target: the pilot's total loss of each document, nats, (documents,).
@@ -185,8 +185,7 @@ def foreseen_half_width(
         ValueError: as `decide`.
     """
     differences, tokens = _checked(target, reference, tokens)
-    centred = differences - differences.sum() / tokens.sum() * tokens
-    bounds = _bounds(centred, tokens, _level(alpha, rounds), 0, RESAMPLES)
+    bounds = _bounds(differences, tokens, _level(alpha, rounds), 0, RESAMPLES)
     return bounds.larger - bounds.difference
 
 
@@ -257,7 +256,7 @@ def _bounds(differences: Documents, tokens: Documents, level: float, seed: int, 
     if documents == 1:
         return _Bounds(difference, math.inf, math.inf)
     residuals = differences - difference * tokens
-    if np.abs(residuals).max() <= _ROUNDING * np.abs(differences).max():
+    if not residuals.any():  # the same model twice
         return _Bounds(difference, difference, difference)
     error = float(np.sqrt(documents / (documents - 1) * (residuals @ residuals)) / total)
     drawn = max(resamples, math.ceil(_FEWEST_BEYOND / level))
@@ -320,9 +319,9 @@ def _sentence(bounds: _Bounds, margin: float, level: float, documents: int) -> s
 
 
 def _apart(value: float, margin: float) -> str:
-    """A number with 4 decimals, or as many more as tell it from the margin."""
-    shown = (f"{value:.{decimals}f}" for decimals in range(4, 10))
-    return next((text for text in shown if float(text) != margin), f"{value:g}")
+    """A number with 4 decimals, or with 8 where it would look like the margin."""
+    shown = f"{value:.4f}"
+    return shown if float(shown) != margin else f"{value:.8f}"
 
 
 def _t_tail(t: float, freedom: int) -> float:

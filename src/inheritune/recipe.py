@@ -177,7 +177,7 @@ def first_difference(one: dict[str, Any], other: dict[str, Any], prefix: str = "
 def _read(recipe: str) -> tuple[str, str]:
     """A recipe's text and what to call it in errors."""
     path = Path(recipe)
-    if os.path.isdir(recipe):  # pathlib's raises for a name that is too long
+    if os.path.isdir(recipe) and recipe not in packaged_recipes():  # pathlib's raises for a name that is too long
         raise Refused(f"{recipe}: a directory; a recipe is a YAML file or one of: {', '.join(packaged_recipes())}")
     if os.path.isfile(recipe):
         try:
@@ -284,14 +284,22 @@ def _check_keys(kind: type[Any], values: Any, where: str, prefix: str) -> None:
 
 
 def _check_mapping_flags(kind: type[Any], flags: Sequence[str]) -> None:
-    """Refuse unknown keys within a mapping that a flag gives: of one without values jsonargparse takes no notice."""
+    """Refuse unknown keys after a flag's dot, and within the mapping that it gives.
+
+    Of a mapping without values jsonargparse takes no notice; of one that may be null it names a class of its own.
+    """
     for index, flag in enumerate(flags):
         name, equals, value = flag.partition("=")
         if not name.startswith("--") or (not equals and index + 1 >= len(flags)):
             continue
         inner: type[Any] | None = kind
-        for key in name.removeprefix("--").split("."):
-            annotation = typing.get_type_hints(inner).get(key) if inner is not None else None
+        path = name.removeprefix("--").split(".")
+        for depth, key in enumerate(path):
+            known = typing.get_type_hints(inner) if inner is not None else {}
+            if depth and inner is not None and key not in known:
+                hint = nearest(".".join(path), [".".join([*path[:depth], one]) for one in known])
+                raise Refused(f"{name}: unknown key{hint}; {'.'.join(path[:depth])} has {', '.join(known)}")
+            annotation = known.get(key)
             listed = typing.get_origin(annotation) in (list, dict)
             inner = _dataclass_in(annotation) if annotation is not None and not listed else None
         if inner is None:
