@@ -59,7 +59,7 @@ ALLOWED = {
     "training": "errors config run_directory hardware tracking distributed loss schedule stopping trained reference"
     " planning tokens parallel recomputation objective optimizer checkpoint validation metrics micro_batch",
     "depth": "errors config run_directory reference planning surgery validation layerwise training",
-    "report": "errors run_directory published comparison result",
+    "report": "errors run_directory published comparison growth result",
 }
 ALLOWED["pipeline"] = " ".join(ALLOWED)
 ALLOWED["cli"] = " ".join(ALLOWED)

@@ -429,7 +429,7 @@ def test_labels_do_not_collide(narrow: bool) -> None:
     panel = growth_panel(Records(result={"benchmark": 2.605}), rounds, {})
     assert panel is not None
     figure = draw_curves([panel], narrow=narrow)
-    places = re.findall(r'<text [^>]*y="([\d.]+)"[^>]*>(?:\d+ layers|Reference) [\d.]+<', figure)
+    places = re.findall(r'<text [^>]*y="([\d.]+)"[^>]*>(?:\d+ layers?|Reference) [\d.]+<', figure)
     heights = sorted(map(float, places))
     assert len(heights) == 11
     assert min(high - low for low, high in itertools.pairwise(heights)) > (11 if narrow else 12)

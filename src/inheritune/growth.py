@@ -43,6 +43,11 @@ class Growth:
         return self.matched or min(ended, key=lambda one: float(one["validation_loss"]), default=None)
 
 
+def layers_in_words(count: int | str) -> str:
+    """`1 layer`, `2 layers`."""
+    return f"{count} layer" if str(count) == "1" else f"{count} layers"
+
+
 def planned_depths(grow: GrowConfig, total: int) -> tuple[int, ...]:
     """The layers of every planned round.
 

@@ -14,7 +14,7 @@ import numpy as np
 from inheritune.comparison import resampled_means, share_of_gap, tokens_to_reach
 from inheritune.config import PARTS
 from inheritune.decision import Verdict, combined
-from inheritune.growth import Growth
+from inheritune.growth import Growth, layers_in_words
 
 Record = dict[str, Any]
 _TITLES = {
@@ -228,7 +228,7 @@ def title_of(name: str) -> str:
     """What tables call a model: `Target`, `Random init, 2x steps`; a control from parts by what it inherits."""
     base, _, layers = name.partition("@")
     base, _, times = base.partition(":")
-    suffix = (f", {times} steps" if times else "") + (f", {layers} layers" if layers else "")
+    suffix = (f", {times} steps" if times else "") + (f", {layers_in_words(layers)}" if layers else "")
     return _plain_title(base) + suffix
 
 
@@ -238,7 +238,7 @@ def _plain_title(name: str) -> str:
         return _TITLES[name]
     if name.startswith("round-"):
         layers, _, seed = name.removeprefix("round-").partition("-seed-")
-        return f"{layers} layers" + (f", seed {seed}" if seed else "")
+        return layers_in_words(layers) + (f", seed {seed}" if seed else "")
     parts = name.split("+")
     words = {part: "MLP" if part == "mlp" else part.replace("_", " ") for part in PARTS}
     missing = [words[part] for part in PARTS if part not in parts]
@@ -331,10 +331,11 @@ def _growth_verdict(result: Record) -> str:
     counted = f"{len({one['round'] for one in rounds})} rounds" if rounds[-1]["round"] > 1 else "the first round"
     if result["matched"]:
         seeds = f" {result['growth']['seeds']['text']}." if "seeds" in result["growth"] else ""
-        return f"{layers} of {total} layers match the reference, after {counted}: {best['verdict']['text']}.{seeds}"
+        matching = "layers match" if layers > 1 else "layers matches"
+        return f"{layers} of {total} {matching} the reference, after {counted}: {best['verdict']['text']}.{seeds}"
     tried = ", ".join(str(one["layers"]) for one in rounds if one["seed"] == 0)
-    text = f"No target matches the reference ({tried} of {total} layers were tried); the best has {layers} layers"
-    return f"{text}: {best['verdict']['text']}."
+    text = f"No target matches the reference ({tried} of {total} layers were tried)"
+    return f"{text}; the best has {layers_in_words(layers)}: {best['verdict']['text']}."
 
 
 def _passes(passes: float) -> str:

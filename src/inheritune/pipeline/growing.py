@@ -18,7 +18,7 @@ from inheritune.comparison import Documents
 from inheritune.config import GrowConfig, TrainConfig
 from inheritune.decision import decide, documents_needed, foreseen_half_width
 from inheritune.errors import Refused
-from inheritune.growth import Growth, Next, grow
+from inheritune.growth import Growth, Next, grow, layers_in_words
 from inheritune.pipeline import checks
 from inheritune.pipeline.models import Models, Training
 from inheritune.pipeline.shared import Record, Run
@@ -183,7 +183,7 @@ class Growing:
         training = self._training(coming)
         run = self.run
         later = self.config.decision_seeds - coming.seed - 1
-        run.console.stage(f"Round {coming.round} of at most {len(self.depths)}: {coming.layers} layers")
+        run.console.stage(f"Round {coming.round} of at most {len(self.depths)}: {layers_in_words(coming.layers)}")
         whole = self.models.train(training, later=later)
         record = run.world.on_main(lambda: self._record(coming, training, whole))
         run.console.line(f"  {self._sentence(record)}")
@@ -301,7 +301,7 @@ class Growing:
         return record
 
     def _sentence(self, record: Record) -> str:
-        what = f"round {record['round']}, {record['layers']} layers"
+        what = f"round {record['round']}, {layers_in_words(record['layers'])}"
         what += f", seed {record['seed']}" if record["seed"] else ""
         if record["verdict"] is not None:
             return f"{what}: {record['validation_loss']:.4f} nats a token, {record['verdict']['text']}"

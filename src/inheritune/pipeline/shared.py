@@ -13,6 +13,7 @@ from inheritune.arms import CUT, Arm, canonical_init, control_arm, target_arm
 from inheritune.config import Recipe
 from inheritune.console import Console
 from inheritune.distributed import World
+from inheritune.growth import layers_in_words
 from inheritune.reference import Reference
 from inheritune.run_directory import read_json, write_json
 
@@ -85,7 +86,6 @@ def called(name: str) -> str:
     """A model's name in a sentence."""
     plain = {"reference": "reference", "target": "target", CUT: "untrained cut"}
     if name.startswith("round-"):
-        return f"target of {name.removeprefix('round-').replace('-', ' layers, ', 1).replace('-', ' ')}" + (
-            "" if "seed" in name else " layers"
-        )
+        layers, _, seed = name.removeprefix("round-").partition("-seed-")
+        return f"target of {layers_in_words(layers)}" + (f", seed {seed}" if seed else "")
     return plain.get(name, f"{name} control")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from inheritune.errors import Refused
+from inheritune.growth import layers_in_words
 from inheritune.report.account import account_of
 from inheritune.report.curves import STANDALONE_STYLE, Panel, draw_curves, panels_of
 from inheritune.report.growth_figure import growth_panel, round_curves, rule, story, without_curve
@@ -54,7 +55,8 @@ def _meaning(name: str, init: str) -> str:
     base, _, times = word.partition(":")
     sum_of_parts = f"{base} inherited, the rest from random init; trained on the same tokens"
     meaning = _MEANINGS.get(base, sum_of_parts)
-    return meaning + (f"; for {times} the steps" if times else "") + (f"; of {layers} layers" if layers else "")
+    meaning += f"; for {times} the steps" if times else ""
+    return meaning + (f"; of {layers_in_words(layers)}" if layers else "")
 
 
 def _differences(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,7 +122,7 @@ def _growth(run: Path, records: Records, metrics: Mapping[str, list[Any]], gaps:
     panel = growth_panel(records, rounds, {name: lines for name, lines in metrics.items() if name != "target"})
     return {
         "rounds": told,
-        "decided": [(f"Round {one.title}, {one.layers} layers", one.text) for one in told if one.text],
+        "decided": [(f"Round {one.title}, {layers_in_words(one.layers)}", one.text) for one in told if one.text],
         "rule": rule(records),
         "wide": draw_curves([panel], prefix="g-") if panel else None,
         "narrow": draw_curves([panel], narrow=True, prefix="g-") if panel else None,
