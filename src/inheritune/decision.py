@@ -100,7 +100,8 @@ def decide(
 ) -> Verdict:
     """Whether the target is at most `margin` worse than the reference, as far as these documents can tell.
 
-    The larger of the two bounds decides: a false match ends a growth too early, a false miss costs a round.
+    The larger of the two bounds decides: a false match ends a growth too early, a false miss costs a round. They differ
+    with few documents or unequal ones, and neither is always the safer one.
 
     Args:
         target: the target's total loss of each document, nats, (documents,).
@@ -140,9 +141,9 @@ def decide(
 def combined(verdicts: Sequence[Verdict]) -> Combined:
     """What the verdicts about several training seeds say together: a match if every seed matches.
 
-    A bound on the mean over seeds would need many of them (with 3, Student's t has 2 degrees of freedom). Every seed
-    keeps the error that each bound promises, since all must err at once; how much less often it takes a lucky seed for
-    a good recipe than one seed or a majority does, and what it misses for that, is in studies/decision_rule.
+    Of the rules tried in studies/decision_rule this one alone keeps, for the mean over seeds too, about the error that
+    each bound promises: a recipe whose mean lies at the tolerance can have a lucky seed, a lucky majority, a lucky mean
+    of three, but hardly luck with all. It misses the more good recipes for that, the more the seeds differ.
 
     Raises:
         ValueError: no verdict, or verdicts by different rules.
