@@ -26,7 +26,7 @@ from inheritune.console import Console
 from inheritune.distributed import single
 from inheritune.errors import Refused
 from inheritune.pipeline import checks
-from inheritune.run_directory import lock, read_json
+from inheritune.run_directory import lock, read_json, read_jsonl
 from ranks import Outcome, start
 
 
@@ -140,6 +140,27 @@ def test_a_whole_run_over_ranks_is_that_of_one(alone: Path, pair: Path) -> None:
     assert {str(path) for path in files(pair) if "checkpoints" not in path} == {
         str(path) for path in files(alone) if "checkpoints" not in path
     }
+
+
+def test_a_growth_over_ranks_is_that_of_one(recipe: Path, tmp_path: Path) -> None:
+    """Pilot, a round that matches with two seeds, two learning rates, a distilled control."""
+    grow = {"start": 1, "step": 2, "tolerance_nats": 0.5, "decision_seeds": 2, "pilot_steps": 2}
+    flags = ["--grow", json.dumps(grow), "--train.learning_rate", "[1e-9, 1e-8]", "--controls", "[distill, cut]"]
+    runs = []
+    for ranks in (1, 2):
+        out = tmp_path / str(ranks)
+        assert codes(start(ranks, command, "run", str(recipe), *flags, "--out", str(out))) == [0] * ranks
+        runs.append((read_json(out / "result.json"), read_jsonl(out / "growth.jsonl")))
+    (one, rounds), (two, others) = runs
+    assert [(record["layers"], record["seed"]) for record in rounds] == [(1, 0), (1, 1)]
+    for record, other in zip(rounds, others, strict=True):
+        for key in ("layers", "seed", "steps", "tokens", "learning_rate"):
+            assert other[key] == record[key]
+        assert other["verdict"]["difference"] == pytest.approx(record["verdict"]["difference"], abs=1e-4)
+    assert (one["matched"], two["matched"]) == (True, True)
+    assert two["controls"]["distill"]["validation_loss"] == pytest.approx(
+        one["controls"]["distill"]["validation_loss"], rel=1e-4
+    )
 
 
 def test_a_killed_rank_ends_the_others_and_the_command_goes_on(pair: Path, recipe: Path, tmp_path: Path) -> None:

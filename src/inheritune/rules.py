@@ -71,7 +71,7 @@ _GROW_RULES: list[Rule] = [
     ("step", lambda x: x >= 1, "1 or more"),
     ("most", lambda x: x is None or x >= 1, "1 or more, or null"),
     ("tolerance_nats", lambda x: _finite(x) and x > 0, "a number above 0"),
-    ("alpha", lambda x: 0 < x <= 0.5, "a number above 0, at most 0.5"),
+    ("alpha", lambda x: 0.001 <= x < 0.5, "0.001 or more, below 0.5"),
     ("decision_seeds", lambda x: 1 <= x <= 100, "1 to 100"),
     ("pilot_steps", lambda x: x >= 0, "0 (nothing is foreseen) or more"),
     ("warm_steps", lambda x: x is None or x >= 1, "1 or more, or null"),

@@ -71,7 +71,7 @@ def prepare_other(run: Run, prepared: Prepared) -> Prepared:
     """The other data of `compare`, which must not hold what the target is judged by.
 
     Raises:
-        Refused: it does not fit the reference, or overlaps.
+        Refused: it does not fit the reference, overlaps, or does not last for the target's steps.
         Failed: its held-out sets are not those of the run's own data.
     """
     other = run.recipe.compare
@@ -89,6 +89,7 @@ def prepare_other(run: Run, prepared: Prepared) -> Prepared:
         checks.check_tokenizer(found, run.reference)
     found.verify()
     checks.check_apart(found, prepared)
+    checks.check_same_steps(run.recipe, prepared, found)
     entry = found.manifest["sets"]["train"]
     run.console.line(f"  other data: {entry['tokens']:,} tokens of {entry['documents']:,} documents")
     return found

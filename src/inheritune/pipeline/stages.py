@@ -184,7 +184,6 @@ class _Stages:
         other = None
         if run.recipe.compare is not None:
             other = open_prepared(run.world.on_main(lambda: data.prepare_other(run, prepared).directory))
-            checks.check_same_steps(run.recipe, prepared, other)
         if until == "prepare":
             return run.state("prepared")
         growth = None
