@@ -273,8 +273,8 @@ class GrowConfig:
     alpha: float = 0.05
     """How probable a false match may be, over all planned rounds together: each bound is at alpha / rounds."""
     decision_seeds: int = 1
-    """With how many seeds of the training a round that matches is trained, the first included, before it counts: every one
-    must match. Fewer matches by luck, and more good targets missed (studies/decision_rule)."""
+    """With how many seeds of the training a round that matches is trained, the first included, before it counts: every
+    one must match. Fewer matches by luck, and more good targets missed (studies/decision_rule)."""
     pilot_steps: int = 20
     """Before the first round the whole reference is trained for so many steps, and thrown away, to foresee what
     difference the validation set can resolve; a smaller tolerance is refused. 0: nothing is foreseen."""
