@@ -250,6 +250,13 @@ def test_a_reference_that_was_not_trained_here(run: Path) -> None:
     assert found["Random init"].flops_with_reference == "8.0e14"
 
 
+def test_a_reference_that_was_trained_here_while_the_run_goes_on(tmp_path: Path) -> None:
+    losses(tmp_path, "reference", 2.6, 12)
+    assert rows(tmp_path)["Reference"].initialisation == "pre-trained"
+    (tmp_path / "ledger.json").write_text(json.dumps({"train reference": {"flops": 1e14}}), encoding="utf-8")
+    assert rows(tmp_path)["Reference"].initialisation == "rand init"
+
+
 def test_a_warm_round_is_grown_and_unknown_flops_stay_unknown(run: Path) -> None:
     write_rounds(run, [ROUNDS[0], abandoned(2, 6) | {"flops": None}, played(3, 8, growth="warm")])
     found = rows(run)

@@ -151,7 +151,8 @@ def _models(records: Records, final: Record | None) -> Iterator[_Model]:
         record = {"steps": 0, **records.model(name)} if name == "cut" else records.model(name)
         start = init if name in ("target", "cut", "other-data") else _base(name)
         if name == "reference":
-            word = "rand init" if record.get("initialisation") == "random" else "pre-trained"
+            here = record.get("initialisation") == "random" or "train reference" in records.ledger
+            word = "rand init" if here else "pre-trained"
         else:
             word = _initialisation(start) + (", untrained" if name == "cut" else "")
         yield _Model(
