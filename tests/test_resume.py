@@ -186,6 +186,50 @@ def test_killed_in_the_middle_of_it(
     same(out, straight[0])
 
 
+GROWTH = [
+    *("--grow", "{start: 2, step: 2, tolerance_nats: 0.5, decision_seeds: 2, pilot_steps: 2}"),
+    *("--train.learning_rate", "[1e-3, 5e-3]", "--controls", "[random]"),
+]
+
+
+@pytest.fixture(scope="module")
+def grown(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A growth that nobody kills: a pilot, a round with two seeds, each with two learning rates, a control."""
+    out = tmp_path_factory.mktemp("grown") / "run"
+    assert run(["run", str(recipe), *GROWTH, "--out", str(out)]) == 0
+    assert len(read_jsonl(out / "growth.jsonl")) == 2
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kill_in",
+    [
+        ("inheritune.pipeline.growing:Growing", "_keep_pilot", 1),
+        ("inheritune.pipeline.growing:Growing", "_record", 2),
+        ("inheritune.pipeline.growing:Growing", "_settle", 1),
+        ("inheritune.pipeline.growing", "_linked", 2),
+        ("inheritune.pipeline.models:Models", "_export", 2),
+        ("inheritune.pipeline.models:Models", "_choose", 1),
+        ("inheritune.pipeline.models:Models", "losses", 3),
+    ],
+    ids=lambda kill: f"{kill[1]} {kill[2]}",
+)
+def test_killed_in_the_middle_of_a_growth(
+    kill_in: tuple[str, str, int], recipe: Path, grown: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    assert run(["run", str(recipe), *GROWTH, "--out", str(out)], kill_in=kill_in) == -signal.SIGKILL
+    assert run(["run", str(recipe), *GROWTH, "--out", str(out)]) == 0
+    for file in FILES:
+        assert (out / file).read_bytes() == (grown / file).read_bytes(), file
+    told, expected = (
+        [{**record, "seconds": None} for record in read_jsonl(place / "growth.jsonl")] for place in (out, grown)
+    )
+    assert told == expected
+    assert not list(out.glob(".*.tmp"))
+
+
 class Hostile:
     """Unpickled, it writes a file."""
 

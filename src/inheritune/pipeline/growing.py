@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,6 @@ class Growing:
     steps: int
     """Of the first round, and of every other where growth is cold: T."""
     passes: int
-    _forecasts: dict[str, Record] = field(default_factory=dict)
-    """Why a training was abandoned, by its name."""
 
     @property
     def config(self) -> GrowConfig:
@@ -206,10 +204,11 @@ class Growing:
             config = dataclasses.replace(config, max_steps=self.warm_steps)
         config = dataclasses.replace(config, seed=config.seed + coming.seed)
         name = f"round-{coming.layers}" + (f"-seed-{coming.seed}" if coming.seed else "")
+        directory = self.run.directory / "rounds" / name.removeprefix("round-")
         recipe, layers = self.run.recipe, coming.layers
         return Training(
             name=name,
-            directory=self.run.directory / "rounds" / name.removeprefix("round-"),
+            directory=directory,
             arm=dataclasses.replace(self.run.target, name=name),
             config=config,
             prepared=self.prepared,
@@ -217,7 +216,7 @@ class Growing:
             indices=checks.round_indices(recipe, layers, reference.layers),
             cut=checks.round_word(recipe, layers),
             grown_from=grown_from,
-            watch=(lambda config: self._watch(name, config)) if self.config.abandon == "auto" else None,
+            watch=(lambda config: self._watch(directory, config)) if self.config.abandon == "auto" else None,
             keep_abandoned=self.config.growth == "warm",
         )
 
@@ -231,8 +230,8 @@ class Growing:
         folder = self.run.directory / "rounds" / str(self.depths[number - 2])
         return next((folder / name for name in ("model", "stopped") if (folder / name).exists()), folder / "model")
 
-    def _watch(self, name: str, config: TrainConfig) -> Watch:
-        """What ends a round early: a forecast that it cannot match any more."""
+    def _watch(self, directory: Path, config: TrainConfig) -> Watch:
+        """What ends a round early: a forecast that it cannot match any more, kept in the round's directory."""
         schedule = self._schedule(config.max_steps or self.steps, config.peak_learning_rate)
         records = read_jsonl(self.log) if self.run.world.main else []
         earlier = [
@@ -250,7 +249,7 @@ class Growing:
             wanted = float(self._nats("reference")[0].sum() / self._tokens().sum()) + self.margin
             if found is None or not cannot_reach(found, wanted):
                 return False
-            self._forecasts[name] = dataclasses.asdict(found)
+            write_json(directory / "forecast.json", dataclasses.asdict(found))
             return True
 
         return ends
@@ -282,7 +281,7 @@ class Growing:
             "learning_rate": entry.get("learning_rate", training.config.peak_learning_rate),
             "directory": str(training.directory.relative_to(run.directory)),
             "verdict": None,
-            "forecast": self._forecasts.get(training.name),
+            "forecast": None if whole else read_json(training.directory / "forecast.json"),
         }
         if whole:
             losses = read_json(run.directory / "losses" / f"{training.name}.json")
