@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from inheritune import corpus, pipeline
-from inheritune.errors import Interrupted, Refused
+from inheritune.errors import Failed, Interrupted, Refused
 from inheritune.pipeline import models
 from inheritune.run_directory import read_json, read_jsonl
 from inheritune.trained import Trained
@@ -109,6 +109,7 @@ def test_each_model_gets_its_best_learning_rate(llama_directory: Path, text: Pat
     assert min(entry["development_losses"], key=entry["development_losses"].get) == "0.005"
     assert {f"train target at {rate}" for rate in ("1e-09", "0.005", "0.0001")} <= ledger.keys()
     assert entry["flops"] == ledger["train target at 0.005"]["flops"]
+    assert entry["all_rates"]["flops"] == 3 * entry["flops"]
     folder = out / "learning_rates"
     assert (out / "metrics.jsonl").read_bytes() == (folder / "0.005" / "metrics.jsonl").read_bytes()
     assert not list(folder.glob("*/model"))
@@ -139,6 +140,43 @@ def test_repeated_tokens_against_fresh_ones(llama_directory: Path, text: Path, t
     assert starts[0] == starts[1], "both begin as the same model"
 
 
+def test_a_learning_rate_that_diverges_is_not_the_best(llama_directory: Path, text: Path, tmp_path: Path) -> None:
+    flags = ("--controls", "[]", "--train.skipped_in_a_row", "2", "--train.max_steps", "12", "--train.learning_rate")
+    made = recipe(llama_directory, text, *flags, "[1e30, 5e-3]")
+    result = pipeline.run(made, tmp_path / "run", console=Silent())
+    assert result["target"]["learning_rate"] == 5e-3
+    made = recipe(llama_directory, text, *flags, "[1e30, 1e29]")
+    for _ in range(2):
+        with pytest.raises(Failed, match="diverged at every learning rate"):
+            pipeline.run(made, tmp_path / "every", console=Silent())
+
+
+def test_other_data_is_judged_by_the_same_documents(llama_directory: Path, text: Path, tmp_path: Path) -> None:
+    made = recipe(llama_directory, text)
+    corpus.prepare(made.data, str(llama_directory), tmp_path / "one")
+    other = recipe(llama_directory, text, "--data.validation_tokens", "700")
+    corpus.prepare(other.data, str(llama_directory), tmp_path / "two")
+    flags = ("--data.sources", "[]", "--data.prepared", str(tmp_path / "one"), "--controls", "[]", "--data.passes", "1")
+    compare = ("--compare", json.dumps({"prepared": str(tmp_path / "two")}))
+    with pytest.raises(Refused, match="its held-out sets are not those of"):
+        pipeline.run(recipe(llama_directory, text, *flags, *compare), tmp_path / "run", console=Silent())
+    assert not (tmp_path / "run").exists()
+    compare = ("--compare", json.dumps({"prepared": str(tmp_path / "one")}))
+    result = pipeline.run(recipe(llama_directory, text, *flags, *compare), tmp_path / "run", console=Silent())
+    assert result["controls"]["other-data"]["validation_losses"] == result["target"]["validation_losses"]
+
+
+def test_tails_that_fill_no_block_do_not_keep_data_from_being_compared(
+    llama_directory: Path, text: Path, tmp_path: Path
+) -> None:
+    """Passes over few tokens lose a tail each, so they are a step short of as many fresh tokens."""
+    flags = ("--data.tokens", "7990", "--data.passes", "1", "--controls", "[]", "--train.batch_sequences", "2")
+    compare = ("--compare", '{"tokens": 3995, "passes": 2}')
+    made = recipe(llama_directory, text, *flags, *compare, "--train.micro_batch_sequences", "2")
+    result = pipeline.run(made, tmp_path / "run", console=Silent())
+    assert result["target"]["steps"] == result["controls"]["other-data"]["steps"] == 124
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -146,6 +184,7 @@ def test_repeated_tokens_against_fresh_ones(llama_directory: Path, text: Path, t
         (("--compare", '{"tokens": 0}'), "compare.tokens is 0"),
         (("--compare", '{"passes": 0, "tokens": 4000}'), "compare.passes is 0"),
         (("--compare", '{"prepared": "x"}'), "compare.prepared is 'x'; allowed: null"),
+        (("--data.prepared", "x", "--compare", '{"prepared": "x", "tokens": 5}'), "compare.tokens is 5; allowed: null"),
         (("--train.learning_rate", "[]"), "train.learning_rate is []"),
         (("--train.learning_rate", "[1e-3, 1e-3]"), "a list of different ones"),
         (("--train.learning_rate", "[1e-3, 0]"), "above 0"),

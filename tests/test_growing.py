@@ -247,8 +247,51 @@ def test_if_every_round_is_abandoned_it_says_so(
         growing, "forecast", lambda curve, *_, **__: Forecast(curve[-1][0], 9.0, 8.0, 10.0, 0.99, 0, "no")
     )
     monkeypatch.setattr(growing, "cannot_reach", lambda *_: True)
+    flags = ("--controls", "[random, cut]")
+    for until in ("report", "train"):
+        with pytest.raises(Failed, match="every round was abandoned"):
+            pipeline.run(
+                growing_recipe(taught, text, *flags, abandon="auto"), tmp_path / "run", console=Silent(), until=until
+            )
+
+
+def test_killed_after_a_checkpoint_the_watch_is_asked_first(
+    taught: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Validation and checkpoint fall on one step; SIGTERM comes with it, and going on must not train on unasked."""
+    hopeless = Forecast(10, 9.0, 8.0, 10.0, 0.99, 0, "no")
+    monkeypatch.setattr(growing, "forecast", lambda *_, **__: hopeless)
+    monkeypatch.setattr(growing, "cannot_reach", lambda *_: True)
+    forced(monkeypatch, True)
+    flags = ("--train.checkpoint_every_steps", "10")
+    made = growing_recipe(taught, text, *flags, abandon="auto", most=2)
+    with pytest.raises(Interrupted):
+        pipeline.run(made, tmp_path / "run", console=Silent(stop_after=10))
     with pytest.raises(Failed, match="every round was abandoned"):
-        pipeline.run(growing_recipe(taught, text, abandon="auto"), tmp_path / "run", console=Silent())
+        pipeline.run(made, tmp_path / "run", console=Silent())
+    record = read_jsonl(tmp_path / "run" / "growth.jsonl")[0]
+    assert (record["state"], record["steps"]) == ("abandoned", 10)
+
+
+def test_inits_other_than_inherit_grow_too(taught: Path, text: Path, tmp_path: Path) -> None:
+    for init in ("stack", "attention+block_norms"):
+        cut = ("--controls", "[cut]") if init == "stack" else ()
+        made = growing_recipe(taught, text, *cut, "--inherit.init", init, "--train.max_steps", "4", tolerance_nats=9.0)
+        result = pipeline.run(made, tmp_path / init, console=Silent())
+        account = read_json(tmp_path / init / "inheritance.json")
+        assert (account["init"], result["target"]["layers"]) == (init, 2)
+        assert ("fresh" in {tensor["status"] for tensor in account["tensors"]}) == (init != "stack")
+
+
+def test_data_that_ends_before_max_steps_is_the_schedule(
+    taught: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(growing, "forecast", lambda _curve, schedule, **_: seen.append(schedule.steps))
+    made = growing_recipe(taught, text, "--train.max_steps", "999", abandon="auto", tolerance_nats=9.0)
+    pipeline.run(made, tmp_path / "run", console=Silent(), until="train")
+    assert set(seen) == {31}
+    assert read_jsonl(tmp_path / "run" / "growth.jsonl")[0]["planned_steps"] == 31
 
 
 def test_from_an_architecture_the_reference_is_trained_first(text: Path, tmp_path: Path) -> None:
@@ -271,10 +314,16 @@ def test_a_pilot_foresees_what_can_be_resolved(taught: Path, text: Path, tmp_pat
         Refused, match=r"grow.tolerance_nats: 1e-06 is too small: \d+ documents .* about [\d,]+ documents"
     ):
         pipeline.run(made, tmp_path / "run", console=Silent())
-    assert not (tmp_path / "run").exists()
+    # what was prepared is kept, and the same directory takes another tolerance
+    prepared = (tmp_path / "run" / "data" / "manifest.json").stat().st_mtime_ns
     made = growing_recipe(taught, text, tolerance_nats=0.5, pilot_steps=4)
     console = Silent()
     pipeline.run(made, tmp_path / "run", console=console, until="train")
+    assert (tmp_path / "run" / "data" / "manifest.json").stat().st_mtime_ns == prepared
+    with pytest.raises(Refused, match="another recipe"):
+        pipeline.run(
+            growing_recipe(taught, text, tolerance_nats=0.4, pilot_steps=4), tmp_path / "run", console=Silent()
+        )
     pilot = read_json(tmp_path / "run" / "pilot.json")
     assert 0 < pilot["half_width"] < 0.5
     assert not (tmp_path / "run" / "pilot").exists()
@@ -294,8 +343,7 @@ def test_a_pilot_foresees_what_can_be_resolved(taught: Path, text: Path, tmp_pat
         ({"growth": "warm", "choice": "last"}, (), "cold with grow.choice last"),
         ({"growth": "warm"}, ("--inherit.init", "stack"), "cold with inherit.init stack"),
         ({"warm_steps": 9}, (), "grow.warm_steps is 9; allowed: null where grow.growth is cold"),
-        ({"growth": "warm", "warm_steps": 2}, (), "grow.warm_steps: 2 is not possible"),
-        ({"growth": "warm", "warm_steps": 32}, (), "at most the 31 of the first round"),
+        ({"growth": "warm", "warm_steps": 2}, (), "grow.warm_steps is 2; allowed: more than train.warmup_steps"),
         ({}, ("--inherit.layers", "2"), "inherit.layers is 2"),
         ({}, ("--controls", "[random@5]"), "controls: random@5 is not possible, the reference has 4 layers"),
         ({"decision_seeds": 0}, (), "grow.decision_seeds is 0"),
@@ -311,6 +359,15 @@ def test_what_is_refused_leaves_nothing(
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_late_refusal_keeps_what_was_prepared(taught: Path, text: Path, tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="at most the 31 of the first round"):
+        made = growing_recipe(taught, text, growth="warm", warm_steps=32)
+        pipeline.run(made, tmp_path / "run", console=Silent())
+    assert (tmp_path / "run" / "data" / "manifest.json").exists()
+    made = growing_recipe(taught, text, growth="warm", warm_steps=4, tolerance_nats=9.0)
+    assert pipeline.run(made, tmp_path / "run", console=Silent())["matched"]
 
 
 def test_another_reference_in_the_directory_is_refused(grown: Path, llama_directory: Path, text: Path) -> None:
@@ -329,7 +386,8 @@ def test_the_command_grows_without_controls(taught: Path, text: Path, tmp_path: 
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(made))
     flags = ["--grow.tolerance_nats", "9", "--grow.pilot_steps", "0", "--out", str(tmp_path / "run")]
     assert cli.main(["grow", str(tmp_path / "r.yaml"), *flags]) == 0
-    assert read_json(tmp_path / "run" / "result.json")["state"] == "trained"
+    found = read_json(tmp_path / "run" / "result.json")
+    assert (found["state"], found["matched"], found["layers"]) == ("trained", True, 2)
     assert [one["layers"] for one in read_jsonl(tmp_path / "run" / "growth.jsonl")] == [2]
     assert not (tmp_path / "run" / "controls").exists()
     (tmp_path / "g.yaml").write_text(yaml.safe_dump(made | {"grow": {"start": 2}}))

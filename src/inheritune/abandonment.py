@@ -38,6 +38,8 @@ _DROPPED_SHARE = 0.25
 """Of the steps seen: the recovery of a cut model (from 5 to 20 nats a token at step 0) follows no power of S1."""
 _FEWEST_READINGS = 8
 """After what is dropped: three parameters, and enough left over to tell noise from shape."""
+FEWEST_VALIDATIONS = 12
+"""Of a whole training, for a forecast to come while there is something left to save."""
 _READINGS_COUNTED = 0.5
 """What a reading counts for: neighbours share the training's noise."""
 _MOST_COUNTED = 16.0

@@ -189,6 +189,8 @@ def _run_until(name: str, until: str) -> Callable[[list[str]], None]:
         if name == "grow" and values.get("grow") is None:
             values["grow"] = {}
         recipe, namespace = parse(parser, Recipe, words, values, where)
+        if name == "grow" and recipe.grow is None:
+            raise Refused(f"{where}: --grow null leaves nothing to grow by; leave it out for the defaults")
         if name == "train" and recipe.grow is not None:
             raise Refused(f"{where}: grows; give `inheritune grow`, or `inheritune run` for its controls, too")
         _quiet()

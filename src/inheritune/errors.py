@@ -24,6 +24,10 @@ class Failed(InherituneError):
     exit_code = 1
 
 
+class Diverged(Failed):
+    """A training that goes nowhere: too many steps in a row were skipped, or its loss is not finite."""
+
+
 class Interrupted(InherituneError):
     """Ctrl-C (130) or SIGTERM (143), after a checkpoint was written."""
 

@@ -158,7 +158,11 @@ def resolve_paths(recipe: Recipe) -> Recipe:
     architecture = recipe.architecture
     if architecture is not None:
         architecture = dataclasses.replace(architecture, tokenizer=absolute(architecture.tokenizer))
-    return dataclasses.replace(recipe, reference=absolute(recipe.reference), architecture=architecture, data=data)
+    compare = recipe.compare
+    if compare is not None:
+        compare = dataclasses.replace(compare, prepared=absolute(compare.prepared))
+    reference = absolute(recipe.reference)
+    return dataclasses.replace(recipe, reference=reference, architecture=architecture, data=data, compare=compare)
 
 
 def first_difference(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> tuple[str, Any, Any] | None:

@@ -129,9 +129,10 @@ def _rounds(growth: Growth) -> Record:
         "tokens": sum(one["tokens"] for one in rounds),
         "flops": sum(one["flops"] for one in rounds),
     }
-    last = [one for one in rounds if one["round"] == rounds[-1]["round"] and one["verdict"] is not None]
-    if len(last) > 1:
-        together = combined([Verdict(**one["verdict"]) for one in last])
+    shown = growth.best["round"] if growth.best is not None else None
+    seeds = [one for one in rounds if one["round"] == shown and one["verdict"] is not None]
+    if len(seeds) > 1:
+        together = combined([Verdict(**one["verdict"]) for one in seeds])
         found["seeds"] = {name: getattr(together, name) for name in ("matched", "difference", "spread", "text")}
     return found
 
@@ -335,7 +336,8 @@ def _growth_verdict(result: Record) -> str:
         return f"{layers} of {total} {matching} the reference, after {counted}: {best['verdict']['text']}.{seeds}"
     tried = ", ".join(str(one["layers"]) for one in rounds if one["seed"] == 0)
     text = f"No target matches the reference ({tried} of {total} layers were tried)"
-    return f"{text}; the best has {layers_in_words(layers)}: {best['verdict']['text']}."
+    found = result["growth"].get("seeds", best["verdict"])["text"]
+    return f"{text}; the best has {layers_in_words(layers)}: {found}."
 
 
 def _passes(passes: float) -> str:

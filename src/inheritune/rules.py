@@ -166,6 +166,8 @@ def _growth(recipe: Recipe) -> Iterator[tuple[str, Any, str]]:
         yield "grow.growth", "warm", f"cold with inherit.init {recipe.inherit.init}"
     if grow.growth == "cold" and grow.warm_steps is not None:
         yield "grow.warm_steps", grow.warm_steps, "null where grow.growth is cold"
+    if grow.warm_steps is not None and grow.warm_steps <= recipe.train.warmup_steps:
+        yield "grow.warm_steps", grow.warm_steps, f"more than train.warmup_steps ({recipe.train.warmup_steps})"
     if recipe.inherit.layers != "half":
         yield "inherit.layers", recipe.inherit.layers, "left out with grow, whose start, step and choice say the layers"
     if recipe.compare is not None:
@@ -184,6 +186,8 @@ def _comparison(recipe: Recipe) -> Iterator[tuple[str, Any, str]]:
     if (recipe.data.prepared is None) != (other.prepared is None):
         allowed = "null, as data.prepared is" if recipe.data.prepared is None else "a directory, as data.prepared is"
         yield "compare.prepared", other.prepared, allowed
+    if other.prepared is not None and other.tokens is not None:
+        yield "compare.tokens", int(other.tokens), "null with compare.prepared, which holds as many as it holds"
     if recipe.reference is None:
         yield "compare", "given", "null where there is no reference to inherit from"
 

@@ -8,6 +8,7 @@ token but the first is a label exactly once. The tail that fills no block is not
 from __future__ import annotations
 
 import hashlib
+import itertools
 import mmap
 from dataclasses import dataclass
 from functools import lru_cache
@@ -101,16 +102,27 @@ class TokenSet:
     def shared_documents(self, other: TokenSet) -> int:
         """How many of this set's documents stand, as far as they are kept here, at the beginning of one of another's.
 
-        Documents of fewer than eight tokens are not looked for.
+        Documents of fewer than eight tokens are not looked for; one that begins as thousands do is compared with the
+        first of them alone.
         """
-        own, theirs = self.beginnings(_BEGINNING), other.beginnings(_BEGINNING)
-        order = np.argsort(theirs, kind="stable")
+        sizes = np.diff(self.document_ends, prepend=0)
         count = 0
-        for number in np.flatnonzero(np.isin(own, theirs) & (own != 0)):
-            document = self._document(int(number), None)
-            low, high = (np.searchsorted(theirs, own[number], side=side, sorter=order) for side in ("left", "right"))
-            kept = len(document)
-            count += any(np.array_equal(other._document(int(one), kept), document) for one in order[low:high])
+        for least, most in itertools.pairwise((*_BEGINNINGS, np.iinfo(np.int64).max)):
+            inside = (sizes >= least) & (sizes < most)
+            if inside.any():
+                count += self._shared(other, np.flatnonzero(inside), int(least))
+        return count
+
+    def _shared(self, other: TokenSet, numbers: npt.NDArray[np.int64], length: int) -> int:
+        """How many of some documents stand at the beginning of one of another set's; found by so many first tokens."""
+        own, theirs = self.beginnings(length)[numbers], other.beginnings(length)
+        order = np.argsort(theirs, kind="stable")
+        low, high = (np.searchsorted(theirs, own, side=side, sorter=order) for side in ("left", "right"))
+        count = 0
+        for place in np.flatnonzero(high > low):
+            document = self._document(int(numbers[place]), None)
+            alike = order[low[place] : min(high[place], low[place] + _MOST_ALIKE)]
+            count += any(np.array_equal(other._document(int(one), len(document)), document) for one in alike)
         return count
 
     def _document(self, number: int, length: int | None) -> Tokens:
@@ -120,8 +132,10 @@ class TokenSet:
         return self.read(start, end if length is None else min(end, start + length))
 
 
-_BEGINNING = 8
-"""Tokens by which documents that may be the same are found."""
+_BEGINNINGS = (8, 64)
+"""Tokens by which documents that may be the same are found: the more, the fewer that only begin alike."""
+_MOST_ALIKE = 1000
+"""Documents that one is compared with in full."""
 
 
 def _hashes(rows: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

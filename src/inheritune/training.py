@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from inheritune.checkpoint import Checkpointer, Tensors
 from inheritune.config import TrainConfig
 from inheritune.distributed import World, lost_rank
-from inheritune.errors import Failed, Interrupted
+from inheritune.errors import Diverged, Failed, Interrupted
 from inheritune.hardware import give_back_freed_memory, keep_freed_memory, peak_flops
 from inheritune.loss import IGNORED
 from inheritune.metrics import Launched, Metrics, Progress, StepReader
@@ -254,6 +254,8 @@ class Trainer:
         if state.step == 0:
             self._validate(metrics)
         every = self._validation_interval()
+        if 0 < state.step < self._steps and self._ended_early():  # killed after a checkpoint, before it was asked
+            return
         # the last one stalls nobody; once the optimiser's moments exist, room is made for the others
         reserving = state.step + config.checkpoint_every_steps < self._steps
         pending: Launched | None = None
@@ -372,7 +374,7 @@ class Trainer:
             problem = f"loss {values.loss} at the last step"
         if problem is not None:
             self._checkpointer.finish()
-            error = Failed(
+            error = Diverged(
                 f"{self.directory}: {problem}; lower train.learning_rate or lengthen the warm-up in a new run"
             )
             error.said = not self.world.main
@@ -387,9 +389,12 @@ class Trainer:
         )
 
     def _ended_early(self) -> bool:
-        """Whether the watch, asked on rank 0, ends the training here."""
-        watch = self.watch
-        self._abandoned = watch is not None and self.world.on_main(lambda: watch(self._curve))
+        """Whether the watch, asked on rank 0, ends the training here, where it was validated."""
+        watch, curve = self.watch, self._curve
+        if watch is not None:
+            self._abandoned = self.world.on_main(
+                lambda: bool(curve) and curve[-1][0] == self._state.step and watch(curve)
+            )
         return self._abandoned
 
     def _validation_interval(self) -> int:

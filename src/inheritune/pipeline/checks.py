@@ -124,6 +124,11 @@ def check_data(recipe: Recipe, reference: Reference | None, directory: Path) -> 
             raise Refused(f"data.prepared: {error}") from None
         check_prepared(prepared, reference, directory)
         judged, developed = len(prepared.measured_names) > prepared.developed, prepared.developed
+        if recipe.compare is not None and recipe.compare.prepared is not None:
+            try:
+                check_other(prepared, open_prepared(Path(recipe.compare.prepared)))
+            except (Failed, OSError) as error:
+                raise Refused(f"compare.prepared: {error}") from None
     else:
         if not data.sources:
             raise Refused("recipe: data.sources is empty; name files, a directory, hub:ORG/NAME or python-source")
@@ -185,19 +190,41 @@ def planned_steps(recipe: Recipe, prepared: Prepared) -> int:
     return min(blocks.steps, train.max_steps or blocks.steps)
 
 
-def check_same_steps(recipe: Recipe, prepared: Prepared, other: Prepared) -> None:
-    """The other data of `compare` lasts for the target's steps.
+_STEPS_SHORT = 0.01
+"""Share of the steps by which repeated and fresh tokens may differ: each pass leaves a tail that fills no block."""
+
+
+def shared_steps(recipe: Recipe, prepared: Prepared, other: Prepared) -> int:
+    """The steps that both the run's data and the other data of `compare` last for.
 
     Raises:
-        Refused: it does not.
+        Refused: the other data is short of the target's steps by more than a hundredth.
     """
     assert recipe.compare is not None
     wanted = planned_steps(recipe, prepared)
     data = dataclasses.replace(recipe.data, passes=recipe.compare.passes)
     found = planned_steps(dataclasses.replace(recipe, data=data), other)
-    if found < wanted:
+    if found < (1 - _STEPS_SHORT) * wanted:
         what = f"{other.manifest['sets']['train']['tokens']:,} tokens in {recipe.compare.passes} passes"
         raise Refused(f"compare: {what} are {found} steps, the target takes {wanted}; give more tokens or passes")
+    return min(found, wanted)
+
+
+def check_other(prepared: Prepared, other: Prepared) -> None:
+    """Both data of `compare` are judged by the same documents.
+
+    Raises:
+        Refused: they are not.
+    """
+    mine, theirs = (
+        {name: [file["sha256"] for file in one.manifest["sets"][name]["files"]] for name in one.measured_names}
+        for one in (prepared, other)
+    )
+    if mine != theirs:
+        raise Refused(
+            f"{other.directory}: its held-out sets are not those of {prepared.directory}; prepare both from the same "
+            f"sources with the same shares and limits"
+        )
 
 
 _MOST_SHARED = 0.1
@@ -205,19 +232,24 @@ _MOST_SHARED = 0.1
 versions of the same text. `prepare` keeps whole documents apart by their content."""
 
 
-def check_apart(trained: Prepared, judged: Prepared) -> None:
+def check_apart(trained: Prepared, judged: Prepared) -> dict[str, tuple[int, int]]:
     """What models are judged by is not what they are trained on.
+
+    Returns:
+        For each set that is measured the documents that it shares with the training set, and how many it has.
 
     Raises:
         Refused: a set that is measured shares more than a tenth of its documents with the training set.
     """
-    train = trained.set("train")
+    train, found = trained.set("train"), {}
     for name in judged.measured_names:
         held_out = judged.set(name)
         shared, documents = held_out.shared_documents(train), len(held_out.document_ends)
         if shared > _MOST_SHARED * documents:
             what = f"{shared} of the {documents} documents of {name} are also in its training set"
-            raise Refused(f"{trained.directory}: {what}; prepare both from the same sources in one call, or apart")
+            raise Refused(f"{trained.directory}: {what}; models would be judged by what they are trained on")
+        found[name] = (shared, documents)
+    return found
 
 
 def check_blocks(recipe: Recipe, prepared: Prepared) -> None:
@@ -269,9 +301,14 @@ def check_directory(directory: Path, recipe: Recipe) -> None:
     if not isinstance(held, dict) or not isinstance(held.get("data"), dict):
         raise Refused(f"{path}: damaged, so what this run is cannot be told; restore it, or choose another --out")
     mine = recipes.as_dict(recipe)
+    # before the first round is over nothing depends on how it will be judged
+    grows = held.get("grow") and mine["grow"] and not (directory / "growth.jsonl").exists()
+    unplayed = ("grow", "controls") if grows else ()
     for values in (held, mine):
         for section, key in _FREE:
             values.get(section, {}).pop(key, None)
+        for key in unplayed:
+            values.pop(key, None)
     difference = recipes.first_difference(held, mine)
     if difference is not None:
         key, old, new = difference

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from inheritune import corpus, reference as references, scratch
 from inheritune.config import Recipe
-from inheritune.errors import Failed
+from inheritune.errors import Refused
 from inheritune.pipeline import checks
 from inheritune.pipeline.shared import Run
-from inheritune.run_directory import write_json
+from inheritune.run_directory import read_json, write_json
 from inheritune.tokens import Prepared, open_prepared
 
 _TOKENIZER_BYTES = 40_000_000
@@ -54,8 +54,9 @@ def prepare(run: Run) -> Prepared:
         prepared = _prepared(run, run.recipe, run.directory / "data")
     checks.check_prepared(prepared, run.reference, run.directory)
     prepared.verify()
-    checks.check_apart(prepared, prepared)
-    write_json(run.directory / "data.json", {"fingerprint": prepared.manifest["fingerprint"]})
+    record = read_json(run.directory / "data.json") or {}
+    write_json(run.directory / "data.json", record | {"fingerprint": prepared.manifest["fingerprint"]})
+    _apart(run, "own", prepared, prepared)
     for name, entry in prepared.manifest["sets"].items():
         run.console.line(f"  {name}: {entry['tokens']:,} tokens of {entry['documents']:,} documents")
     for name, removed in prepared.manifest.get("seen_removed", {}).items():
@@ -72,7 +73,7 @@ def prepare_other(run: Run, prepared: Prepared) -> Prepared:
 
     Raises:
         Refused: it does not fit the reference, overlaps, or does not last for the target's steps.
-        Failed: its held-out sets are not those of the run's own data.
+        Failed: it is damaged.
     """
     other = run.recipe.compare
     assert other is not None
@@ -82,23 +83,37 @@ def prepare_other(run: Run, prepared: Prepared) -> Prepared:
         data = dataclasses.replace(run.recipe.data, tokens=other.tokens, passes=other.passes)
         out = run.directory / "other-data" / "data"
         found = _prepared(run, dataclasses.replace(run.recipe, data=data), out)
-        mine, theirs = (sets_of(one) for one in (prepared, found))
-        if mine != theirs:
-            raise Failed(f"{out}: its held-out sets differ from {prepared.directory}'s; delete both and prepare again")
+    checks.check_other(prepared, found)
     if run.reference is not None:
         checks.check_tokenizer(found, run.reference)
     found.verify()
-    checks.check_apart(found, prepared)
-    checks.check_same_steps(run.recipe, prepared, found)
+    _begun_with(run, "other", found)
+    _apart(run, "other", found, prepared)
+    checks.shared_steps(run.recipe, prepared, found)
     entry = found.manifest["sets"]["train"]
     run.console.line(f"  other data: {entry['tokens']:,} tokens of {entry['documents']:,} documents")
     return found
 
 
-def sets_of(prepared: Prepared) -> dict[str, list[str]]:
-    """The checksums of every held-out set's files."""
-    sets = prepared.manifest["sets"]
-    return {name: [file["sha256"] for file in sets[name]["files"]] for name in prepared.measured_names}
+def _begun_with(run: Run, name: str, prepared: Prepared) -> None:
+    """Refuse shards that are not those that this run began with; `data.json` keeps their fingerprint."""
+    record = read_json(run.directory / "data.json") or {}
+    made = prepared.manifest["fingerprint"]
+    if record.get(name, made) != made:
+        raise Refused(f"{prepared.directory}: the shards changed since this run began; choose another --out")
+    write_json(run.directory / "data.json", record | {name: made})
+
+
+def _apart(run: Run, name: str, trained: Prepared, judged: Prepared) -> None:
+    """Check once that what models are trained on is not what they are judged by; `data.json` keeps what was found."""
+    record = read_json(run.directory / "data.json") or {}
+    if name in record.get("shared", {}):
+        return
+    found = checks.check_apart(trained, judged)
+    for set_name, (shared, documents) in found.items():
+        if shared:
+            run.console.line(f"  {set_name}: {shared} of {documents} documents begin as training documents do")
+    write_json(run.directory / "data.json", record | {"shared": {**record.get("shared", {}), name: found}})
 
 
 def _prepared(run: Run, recipe: Recipe, out: Path) -> Prepared:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from inheritune import reference as references
-from inheritune.abandonment import Schedule, cannot_reach, forecast
+from inheritune.abandonment import FEWEST_VALIDATIONS, Schedule, cannot_reach, forecast
 from inheritune.comparison import Documents
 from inheritune.config import GrowConfig, TrainConfig
 from inheritune.decision import decide, documents_needed, foreseen_half_width
@@ -64,6 +64,8 @@ class Growing:
         records = world.on_main(lambda: read_jsonl(self.log))
         if not records:
             self._pilot()
+        for record in records if world.main else ():  # killed just before it
+            self._tidy(record)
         self._announce(records)
         grown = grow(self.depths, self.config.decision_seeds, records, self._play)
         world.on_main(lambda: self._settle(grown))
@@ -79,6 +81,12 @@ class Growing:
         )
         for record in records:
             self.run.console.line(f"  {self._sentence(record)} (done before)")
+        every = self.run.recipe.train.validate_every_steps
+        if self.config.abandon == "auto" and every != "auto" and self.steps / every < FEWEST_VALIDATIONS:
+            self.run.console.line(
+                f"  note: no round will be abandoned: a forecast needs about {FEWEST_VALIDATIONS} validations; lower "
+                f"train.validate_every_steps ({every}, of {self.steps} steps)"
+            )
 
     def _pilot(self) -> None:
         """Foresee what difference the validation set can resolve, and refuse a tolerance below it.
@@ -89,7 +97,8 @@ class Growing:
         if steps == 0:
             return
         record = run.world.on_main(lambda: read_json(path))
-        if record is None:
+        settings = {"steps": steps, "alpha": self.config.alpha, "rounds": len(self.depths)}
+        if record is None or any(record.get(name) != value for name, value in settings.items()):
             assert run.reference is not None
             run.console.stage(f"Pilot: the whole reference, trained for {steps} steps")
             folder = run.directory / "pilot"
@@ -122,8 +131,10 @@ class Growing:
                 trained = training.run()
                 entry.update({"steps": trained.steps, "tokens": trained.tokens, "flops": trained.flops})
             whole = {key: value.cpu() for key, value in training.exported() if run.world.main}
-            record = run.world.on_main(lambda: self._foreseen(whole))
+            del training, model  # before the reference comes into memory once more
+            record = run.world.on_main(lambda: self._foreseen(whole) | settings)
             run.world.on_main(lambda: self._keep_pilot(folder, path, record))
+        run.world.on_main(lambda: shutil.rmtree(run.directory / "pilot", ignore_errors=True))
         self._check_resolution(record)
 
     def _foreseen(self, weights: dict[str, Any]) -> Record:
@@ -140,7 +151,6 @@ class Growing:
         if len(tokens) > 1:
             width = foreseen_half_width(target, theirs, tokens, alpha=self.config.alpha, rounds=len(self.depths))
         return {
-            "steps": self.config.pilot_steps,
             "set": self.prepared.main_set,
             "documents": len(tokens),
             "tokens": int(tokens.sum()),
@@ -150,6 +160,7 @@ class Growing:
         }
 
     def _keep_pilot(self, folder: Path, path: Path, record: Record) -> None:
+        """Keep what the pilot said; it itself has done its service."""
         write_json(path, record)
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -232,7 +243,7 @@ class Growing:
 
     def _watch(self, directory: Path, config: TrainConfig) -> Watch:
         """What ends a round early: a forecast that it cannot match any more, kept in the round's directory."""
-        schedule = self._schedule(config.max_steps or self.steps, config.peak_learning_rate)
+        schedule = self._schedule(self._planned(config), config.peak_learning_rate)
         records = read_jsonl(self.log) if self.run.world.main else []
         earlier = [
             (
@@ -274,10 +285,8 @@ class Growing:
             "growth": "cold" if training.grown_from is None else "warm",
             "state": "finished" if whole else "abandoned",
             "steps": entry["steps"],
-            "planned_steps": training.config.max_steps or self.steps,
-            "tokens": entry["tokens"],
-            "flops": entry["flops"],
-            "seconds": entry["seconds"],
+            "planned_steps": self._planned(training.config),
+            **{name: entry.get("all_rates", entry)[name] for name in ("tokens", "flops", "seconds")},
             "learning_rate": entry.get("learning_rate", training.config.peak_learning_rate),
             "directory": str(training.directory.relative_to(run.directory)),
             "verdict": None,
@@ -303,8 +312,19 @@ class Growing:
         writer = JsonlWriter(self.log)
         writer.append(record)
         writer.close()
-        shutil.rmtree(training.directory / "checkpoints", ignore_errors=True)  # its model and its curve are kept
+        self._tidy(record)
         return record
+
+    def _tidy(self, record: Record) -> None:
+        """Of a round that is over its models and curves are kept; what it was trained from step to step with is not."""
+        folder = self.run.directory / record["directory"]
+        for place in (folder, *folder.glob("learning_rates/*")):
+            for name in ("checkpoints", "best"):
+                shutil.rmtree(place / name, ignore_errors=True)
+
+    def _planned(self, config: TrainConfig) -> int:
+        """Steps that a training has if it is not ended early."""
+        return min(config.max_steps or self.steps, self.steps)
 
     def _sentence(self, record: Record) -> str:
         what = f"round {record['round']}, {layers_in_words(record['layers'])}"
@@ -328,14 +348,8 @@ class Growing:
             temporary.rename(out)
         shutil.copyfile(source / "metrics.jsonl", run.directory / "metrics.jsonl")
         shutil.copyfile(run.directory / "losses" / f"{name}.json", run.directory / "losses" / "target.json")
-        start = (
-            run.directory
-            / "starts"
-            / f"{run.target.whole_init or 'inherit'}@{checks.round_word(run.recipe, best['layers'])}"
-        )
-        record = read_json(start / "inheritance.json")
-        if record is not None:
-            write_json(run.directory / "inheritance.json", record | {"init": run.target.init})
+        training = self._training(Next(best["round"], best["layers"], 0))
+        write_json(run.directory / "inheritance.json", self.models.account(training))
 
     def _nats(self, name: str) -> tuple[Documents, Documents]:
         """A model's loss of each document of the judging set, in nats, and the documents' tokens."""

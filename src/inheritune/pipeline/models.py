@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from inheritune import recipe as recipes, reference as references, surgery
 from inheritune.arms import Arm, init_parts
 from inheritune.config import DistillConfig, ObjectiveConfig, TrainConfig
-from inheritune.errors import Failed, Refused
+from inheritune.errors import Diverged, Failed, Refused
 from inheritune.parallel import compute_dtype, place, uncompile_blocks
 from inheritune.pipeline import checks
 from inheritune.pipeline.data import tokenizer
@@ -112,6 +112,27 @@ class Models:
             raise Failed(f"{what}; delete it, checkpoints are kept") from error
         assert isinstance(model, PreTrainedModel)
         return model
+
+    def account(self, training: Training) -> Record:
+        """What `inheritance.json` says of a start: where each tensor comes from.
+
+        Raises:
+            Failed: the start lost its own account.
+        """
+        run, arm = self.run, training.arm
+        assert run.reference is not None
+        assert training.indices is not None
+        start = self.start(training, arm.whole_init or "inherit")
+        record = read_json(start / "inheritance.json")
+        if record is None:
+            raise Failed(f"{start}: damaged, it holds no inheritance.json; delete it and give the same command again")
+        if arm.whole_init is None:
+            model, taken = self.partly(training)
+            tensors = surgery.tensor_records(model, taken, record)
+            ignored = tuple(record["ignored"])
+            record |= surgery.account(training.indices, run.reference, tensors, ignored, parameters(model))
+        assert isinstance(record, dict)
+        return record | {"init": arm.init}
 
     def measure(self, name: str, model: Callable[[], PreTrainedModel], prepared: Prepared) -> Record:
         """A model's losses by document on every set: measured once, in float32 weights, and recorded."""
@@ -220,38 +241,47 @@ class Models:
     def _with_one(self, training: Training, later: int, path: Path) -> None:
         """Train with one learning rate of several, and record what came of it."""
         stage = f"train {training.name} at {training.config.peak_learning_rate:g}"
-        whole = self._once(training, later, stage)
+        whole, diverged = False, False
+        try:
+            whole = self._once(training, later, stage)
+        except Diverged as error:
+            self.run.console.line(f"  {error}")
+            diverged = True
 
         def note() -> None:
             records = read_jsonl(training.directory / "metrics.jsonl")
-            last = [one for one in records if one.get("kind") == "validation"][-1]
+            last = [one["losses"]["development"] for one in records if one.get("kind") == "validation"][-1]
+            lost = diverged or not math.isfinite(last if last is not None else math.nan)
             entry = (read_json(self.run.directory / "ledger.json") or {}).get(stage, {})
-            write_json(path, {"development_loss": last["losses"]["development"], "whole": whole, "trained": entry})
+            loss = None if lost else last
+            write_json(path, {"development_loss": loss, "whole": whole and not lost, "trained": entry})
 
         self.run.world.on_main(note)
 
     def _choose(self, training: Training, folder: Path, rates: list[float]) -> bool:
         """Give the arm what its best learning rate came to."""
         records = {rate: read_json(folder / f"{rate:g}" / "trained.json") for rate in rates}
-        losses = {rate: record["development_loss"] for rate, record in records.items() if record["whole"]}
+        losses = {rate: one["development_loss"] for rate, one in records.items() if one["whole"]}
         whole = bool(losses)
-        losses = losses or {rate: record["development_loss"] for rate, record in records.items()}
+        losses = losses or {
+            rate: one["development_loss"] for rate, one in records.items() if one["development_loss"] is not None
+        }
+        if not losses:
+            raise Failed(f"{training.directory}: diverged at every learning rate; lower them in a new run")
         best = min(losses, key=lambda rate: (losses[rate], rate))
         chosen = folder / f"{best:g}"
         shown = ", ".join(f"{rate:g}: {loss:.3f}" for rate, loss in losses.items())
         self.run.console.line(f"  learning rate {best:g} is best on the development set ({shown} nats a token)")
-        with self.run.timed(f"train {training.name}") as entry:
-            entry.update(
-                records[best]["trained"]
-                | {"learning_rate": best, "development_losses": {f"{rate:g}": loss for rate, loss in losses.items()}}
-            )
-        ledger = read_json(self.run.directory / "ledger.json")
-        ledger[f"train {training.name}"]["seconds"] = records[best]["trained"].get("seconds")
-        write_json(self.run.directory / "ledger.json", ledger)
+        by_rate = {f"{rate:g}": loss for rate, loss in losses.items()}
+        trained = records[best]["trained"] | {"learning_rate": best, "development_losses": by_rate}
+        # what it took to find it, as far as the ledger has it: of a training that diverged it has nothing
+        counted = ("tokens", "flops", "seconds")
+        trained["all_rates"] = {name: sum(one["trained"].get(name, 0) for one in records.values()) for name in counted}
+        self.run.note(f"train {training.name}", trained)
         shutil.copyfile(chosen / "metrics.jsonl", training.directory / "metrics.jsonl")
         for rate in rates:  # the weights of the others take room, and what is known of them is recorded
             if rate != best:
-                for name in ("model", "checkpoints", "best"):
+                for name in ("model", "stopped", "checkpoints", "best"):
                     shutil.rmtree(folder / f"{rate:g}" / name, ignore_errors=True)
         for name in ("model", "stopped"):
             if (chosen / name).exists():

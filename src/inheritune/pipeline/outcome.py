@@ -7,7 +7,7 @@ from typing import Any
 
 from inheritune.console import Console
 from inheritune.errors import Failed
-from inheritune.growth import Growth
+from inheritune.growth import Growth, layers_in_words
 from inheritune.pipeline.shared import Run
 from inheritune.report import render_table, render_table4, usage, write_report
 from inheritune.result import OwnTraining, assemble, stage_of
@@ -26,12 +26,10 @@ def finish(run: Run, prepared: Prepared, growth: Growth | None) -> Record:
         growth: what the rounds came to, where the target grew.
 
     Raises:
-        Failed: the ledger lacks a training that the losses show, or no round came to its end.
+        Failed: the ledger lacks a training that the losses show.
     """
     directory, recipe = run.directory, run.recipe
     own = _own_training(run, prepared) if run.reference is not None else None
-    if growth is not None and growth.best is None:
-        raise Failed(f"{directory}: every round was abandoned; set grow.abandon to off, or raise grow.most")
     trained = ["target", *(["other-data"] if recipe.compare is not None else []), *(arm.name for arm in run.controls)]
     names = ("reference", *(["cut"] if run.has_cut else []), *trained)
     losses = {name: read_json(directory / "losses" / f"{name.replace(':', '-')}.json") for name in names}
@@ -60,6 +58,21 @@ def finish(run: Run, prepared: Prepared, growth: Growth | None) -> Record:
     result["model"] = "model"
     write_json(directory / "result.json", result)
     return show(directory, result, run.console)
+
+
+def trained(run: Run, growth: Growth | None) -> Record:
+    """What a run up to the target's training came to: its state; of a growth, how it ended is shown."""
+    record = run.state("trained")
+    if growth is None or growth.best is None:
+        return record
+    write_report(run.directory)
+    run.console.table(render_table4(run.directory, width=run.console.width))
+    best = growth.best
+    found = f"matched by {layers_in_words(best['layers'])}" if growth.matched else "not matched"
+    run.console.line(f"The reference is {found}: {best['verdict']['text']}.\nModel:  {run.directory / 'model'}")
+    record |= {"matched": growth.matched is not None, "layers": best["layers"], "model": "model"}
+    write_json(run.directory / "result.json", record)
+    return record
 
 
 def _own_training(run: Run, prepared: Prepared) -> OwnTraining:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -55,6 +56,10 @@ class Run:
         """Sequences a forward pass of a measurement."""
         asked = self.recipe.train.micro_batch_sequences
         return asked if asked != "auto" else _MEASURED_AT_ONCE
+
+    def limit_steps(self, steps: int) -> None:
+        """Let every model be trained for so many steps."""
+        self.recipe = dataclasses.replace(self.recipe, train=dataclasses.replace(self.recipe.train, max_steps=steps))
 
     def directory_of(self, arm: Arm) -> Path:
         """Where a trained model's records, checkpoints and export are."""

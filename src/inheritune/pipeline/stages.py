@@ -22,9 +22,9 @@ from inheritune.pipeline import checks, data
 from inheritune.pipeline.direct import influence_record
 from inheritune.pipeline.growing import Growing
 from inheritune.pipeline.models import Models, Training, for_arm
-from inheritune.pipeline.outcome import finish, show
+from inheritune.pipeline.outcome import finish, show, trained
 from inheritune.pipeline.shared import Record, Run
-from inheritune.reference import Reference, parameters
+from inheritune.reference import Reference
 from inheritune.run_directory import clear, lock, read_json, write_atomic, write_json
 from inheritune.tokens import Prepared, open_prepared
 from inheritune.tracking import check_tracker
@@ -57,7 +57,7 @@ def run(recipe: Recipe, out: Path | None = None, *, console: Console | None = No
         try:
             return stages.run(until)
         except Refused:
-            if fresh and world.main:
+            if fresh and world.main and not stages.holds_work:
                 clear(directory, remove=created)
             raise
         except Interrupted as stop:
@@ -92,6 +92,15 @@ class _Stages:
     def directory(self) -> Path:
         """The run directory."""
         return self._run.directory
+
+    @property
+    def holds_work(self) -> bool:
+        """Whether a late refusal would take something with it that took long: a growth's text, or its own reference.
+
+        Until its first round is over the same directory takes other settings of `grow`, and other controls.
+        """
+        grows = self._run.recipe.grow is not None
+        return grows and any((self.directory / name).exists() for name in ("reference/model", "data/manifest.json"))
 
     def check(self) -> None:
         """Refuse all that can be refused now."""
@@ -184,6 +193,7 @@ class _Stages:
         other = None
         if run.recipe.compare is not None:
             other = open_prepared(run.world.on_main(lambda: data.prepare_other(run, prepared).directory))
+            run.limit_steps(checks.shared_steps(run.recipe, prepared, other))
         if until == "prepare":
             return run.state("prepared")
         growth = None
@@ -198,7 +208,7 @@ class _Stages:
         if until == "inherit":
             return run.state("inherited")
         if until == "train":
-            return run.state("trained")
+            return run.world.on_main(lambda: trained(run, growth))
         if other is not None:
             self._train_on_other(other, prepared)
         for left, arm in zip(range(len(run.controls) - 1, -1, -1), run.controls, strict=True):
@@ -211,7 +221,8 @@ class _Stages:
     def _would_repeat(self, arm: Arm) -> bool:
         """Whether a control, at the depth that a target grew to, is the target again."""
         run = self._run
-        if run.reference is None or run.indices is None:
+        warm = run.recipe.grow is not None and run.recipe.grow.growth == "warm"
+        if run.reference is None or run.indices is None or warm:  # grown warm it is no target trained from its start
             return False
         return checks.is_the_target(arm, run.indices, run.target, run.reference.layers)
 
@@ -272,19 +283,11 @@ class _Stages:
             return indices
         run.console.stage(f"Inheriting layers {surgery.spelled(indices)} of {reference.layers} from {reference.source}")
         training = self._training(run.target, prepared)
-        start = models.start(training, whole)
-        record = read_json(start / "inheritance.json")
-        if record is None:
-            raise Failed(f"{start}: damaged, it holds no inheritance.json; delete it and give the same command again")
-        if run.target.init != whole:
-            model, taken = models.partly(training)
-            tensors = surgery.tensor_records(model, taken, record)
-            record |= surgery.account(indices, reference, tensors, tuple(record["ignored"]), parameters(model))
-        record |= {"init": run.target.init, "layers_word": str(run.recipe.inherit.layers)}
+        record = models.account(training) | {"layers_word": str(run.recipe.inherit.layers)}
         write_json(self.directory / "inheritance.json", record)
         models.measure("reference", lambda: references.load(reference), prepared)
         if run.has_cut:
-            models.measure("cut", lambda: models.loaded(start), prepared)
+            models.measure("cut", lambda: models.loaded(models.start(training, whole)), prepared)
         return indices
 
     def _grow(self, prepared: Prepared, until: str) -> Growth | None:
@@ -311,13 +314,14 @@ class _Stages:
             return None
         steps = checks.planned_steps(recipe, prepared)
         growth = Growing(run, models, prepared, self._depths, steps, recipe.data.passes)()
-        best = growth.best
-        if best is not None:
-            count = int(best["layers"])
-            run.indices = checks.round_indices(recipe, count, reference.layers)
-            if run.has_cut:
-                start = self.directory / "starts" / f"inherit@{checks.round_word(recipe, count)}"
-                run.world.on_main(lambda: models.measure("cut", lambda: models.loaded(start), prepared))
+        if growth.best is None:
+            raise Failed(f"{self.directory}: every round was abandoned; in a new run set grow.abandon to off")
+        run.indices = checks.round_indices(recipe, int(growth.best["layers"]), reference.layers)
+        training, whole = self._training(run.target, prepared), run.target.whole_init or "inherit"
+        if run.has_cut:
+            run.world.on_main(
+                lambda: models.measure("cut", lambda: models.loaded(models.start(training, whole)), prepared)
+            )
         return growth
 
     def _training(self, arm: Arm, prepared: Prepared) -> Training:
