@@ -281,8 +281,8 @@ class GrowConfig:
     abandon: Literal["off", "auto"] = "off"
     """`auto`: stop a round early whose loss, extrapolated under the learning-rate schedule, cannot match any more."""
     growth: Literal["cold", "warm"] = "cold"
-    """`cold`: every round inherits afresh from the reference. `warm`: it keeps what the round before trained, with the
-    reference's next layers above."""
+    """`cold`: every round inherits afresh from the reference. `warm`: it keeps what the round before trained (with its
+    first seed), with the reference's next layers above."""
     warm_steps: int | None = None
     """Steps of the rounds after the first where growth is warm. Unset: half as many as the first has."""
 

@@ -333,11 +333,16 @@ def _growth_verdict(result: Record) -> str:
     if result["matched"]:
         seeds = f" {result['growth']['seeds']['text']}." if "seeds" in result["growth"] else ""
         matching = "layers match" if layers > 1 else "layers matches"
-        return f"{layers} of {total} {matching} the reference, after {counted}: {best['verdict']['text']}.{seeds}"
+        return f"{layers} of {total} {matching} the reference, after {counted}: {plain_verdict(best)}.{seeds}"
     tried = ", ".join(str(one["layers"]) for one in rounds if one["seed"] == 0)
     text = f"No target matches the reference ({tried} of {total} layers were tried)"
-    found = result["growth"].get("seeds", best["verdict"])["text"]
+    found = result["growth"]["seeds"]["text"] if "seeds" in result["growth"] else plain_verdict(best)
     return f"{text}; the best has {layers_in_words(layers)}: {found}."
+
+
+def plain_verdict(record: Record) -> str:
+    """A round's verdict in words, without the word that it begins with."""
+    return str(record["verdict"]["text"]).removeprefix("not ").removeprefix("matched: ")
 
 
 def _passes(passes: float) -> str:

@@ -10,7 +10,7 @@ from inheritune.errors import Failed
 from inheritune.growth import Growth, layers_in_words
 from inheritune.pipeline.shared import Run
 from inheritune.report import render_table, render_table4, usage, write_report
-from inheritune.result import OwnTraining, assemble, stage_of
+from inheritune.result import OwnTraining, assemble, plain_verdict, stage_of
 from inheritune.run_directory import read_json, read_jsonl, write_json
 from inheritune.tokens import Prepared
 
@@ -69,7 +69,7 @@ def trained(run: Run, growth: Growth | None) -> Record:
     run.console.table(render_table4(run.directory, width=run.console.width))
     best = growth.best
     found = f"matched by {layers_in_words(best['layers'])}" if growth.matched else "not matched"
-    run.console.line(f"The reference is {found}: {best['verdict']['text']}.\nModel:  {run.directory / 'model'}")
+    run.console.line(f"The reference is {found}: {plain_verdict(best)}.\nModel:  {run.directory / 'model'}")
     record |= {"matched": growth.matched is not None, "layers": best["layers"], "model": "model"}
     write_json(run.directory / "result.json", record)
     return record

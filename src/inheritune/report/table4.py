@@ -267,7 +267,7 @@ def _short(line: Line, name: str) -> str:
     """A cell for the terminal: what other columns say, or no one needs, is left out."""
     text: str = getattr(line, name)
     if name == "model":
-        return re.sub(r", [0-9]+(x steps| layers)", "", text)
+        return re.sub(r", [0-9]+(x steps| layers?)", "", text)
     # A loss and the ends of its interval are never negative: a dash between them is no minus.
     return text.replace(" to ", "–") if name == "interval" else text.replace(" of ", "\nof ")
 
