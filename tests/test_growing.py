@@ -362,8 +362,8 @@ def test_what_is_refused_leaves_nothing(
 
 
 def test_a_late_refusal_keeps_what_was_prepared(taught: Path, text: Path, tmp_path: Path) -> None:
+    made = growing_recipe(taught, text, growth="warm", warm_steps=32)
     with pytest.raises(Refused, match="at most the 31 of the first round"):
-        made = growing_recipe(taught, text, growth="warm", warm_steps=32)
         pipeline.run(made, tmp_path / "run", console=Silent())
     assert (tmp_path / "run" / "data" / "manifest.json").exists()
     made = growing_recipe(taught, text, growth="warm", warm_steps=4, tolerance_nats=9.0)

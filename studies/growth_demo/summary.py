@@ -19,23 +19,30 @@ HERE = Path(__file__).parent
 
 
 def read(directory: Path) -> dict[str, Any]:
-    """What is told of a run: losses in nats a token, FLOPs, hours of the machine."""
+    """What is told of a run: losses in nats a token, the decision, minutes of the machine."""
     result = json.loads((directory / "result.json").read_text(encoding="utf-8"))
     rounds = [json.loads(line) for line in (directory / "growth.jsonl").read_text(encoding="utf-8").splitlines()]
     ledger = json.loads((directory / "ledger.json").read_text(encoding="utf-8"))
     found = {"reference": result["benchmark"]}
-    found |= {
-        f"{layers_in_words(one['layers'])}, inherited": one.get("validation_loss") for one in rounds if one["seed"] == 0
-    }
-    found |= {
-        f"{name}, {model['layers']} layers": model["validation_loss"] for name, model in result["controls"].items()
-    }
+    for one in rounds:
+        if one["seed"] == 0:
+            found[f"{layers_in_words(one['layers'])}, inherited"] = one.get("validation_loss")
+    for name, model in result["controls"].items():
+        found[f"{name}, {layers_in_words(model['layers'])}"] = model["validation_loss"]
     return {
         "losses": found,
         "matched": result["target"]["layers"] if result["matched"] else None,
-        "difference": next(one["verdict"] for one in rounds if one["layers"] == result["target"]["layers"]),
+        "verdict": next(one["verdict"] for one in rounds if one["layers"] == result["target"]["layers"]),
         "minutes": sum(entry["seconds"] for entry in ledger.values()) / 60,
     }
+
+
+def losses_row(values: list[float | None]) -> str:
+    """A model's losses, their mean and their standard deviation over the runs that have one."""
+    known = [value for value in values if value is not None]
+    spread = f"{statistics.stdev(known):.3f}" if len(known) > 1 else "–"
+    cells = ["–" if value is None else f"{value:.3f}" for value in values]
+    return " | ".join([*cells, f"{statistics.fmean(known):.3f}", spread])
 
 
 def main() -> None:
@@ -46,21 +53,15 @@ def main() -> None:
     print(f"| validation loss, nats a token | {' | '.join(runs)} | mean | sd |")
     print(f"|---|{'---|' * (len(runs) + 2)}")
     for name in names:
-        values = [run["losses"].get(name) for run in runs.values()]
-        known = [value for value in values if value is not None]
-        mean = f"{statistics.fmean(known):.3f}"
-        spread = f"{statistics.stdev(known):.3f}" if len(known) > 1 else "–"
-        print(
-            f"| {name} | {' | '.join('–' if value is None else f'{value:.3f}' for value in values)} | {mean} | {spread} |"
-        )
+        print(f"| {name} | {losses_row([run['losses'].get(name) for run in runs.values()])} |")
     rows = {
         "layers that matched": [str(run["matched"] or "none") for run in runs.values()],
-        "target − reference": [f"{run['difference']['difference']:.3f}" for run in runs.values()],
-        "its upper bound": [f"{run['difference']['upper']:.3f}" for run in runs.values()],
+        "target − reference": [f"{run['verdict']['difference']:.3f}" for run in runs.values()],
+        "its upper bound": [f"{run['verdict']['upper']:.3f}" for run in runs.values()],
         "minutes, all stages": [f"{run['minutes']:.0f}" for run in runs.values()],
     }
-    for name, cells in rows.items():
-        print(f"| {name} | {' | '.join(cells)} | | |")
+    for name, words in rows.items():
+        print(f"| {name} | {' | '.join(words)} | | |")
 
 
 if __name__ == "__main__":
