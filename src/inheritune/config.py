@@ -275,9 +275,9 @@ class GrowConfig:
     decision_seeds: int = 1
     """With how many seeds of the training a round that matches is trained, the first included, before it counts: every
     one must match. Fewer matches by luck, and more good targets missed (studies/decision_rule)."""
-    pilot_steps: int = 20
-    """Before the first round the whole reference is trained for so many steps, and thrown away, to foresee what
-    difference the validation set can resolve; a smaller tolerance is refused. 0: nothing is foreseen."""
+    pilot_steps: int = 50
+    """Before the first round a target of the middle depth is trained for so many steps, and thrown away, to foresee
+    what difference the validation set can resolve; a smaller tolerance is refused. 0: nothing is foreseen."""
     abandon: Literal["off", "auto"] = "off"
     """`auto`: stop a round early whose loss, extrapolated under the learning-rate schedule, cannot match any more."""
     growth: Literal["cold", "warm"] = "cold"

@@ -8,11 +8,10 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import torch
 
-from inheritune import reference as references
 from inheritune.abandonment import FEWEST_VALIDATIONS, Schedule, cannot_reach, forecast
 from inheritune.comparison import Documents
 from inheritune.config import GrowConfig, TrainConfig
@@ -91,57 +90,70 @@ class Growing:
     def _pilot(self) -> None:
         """Foresee what difference the validation set can resolve, and refuse a tolerance below it.
 
-        The whole reference, trained for a few steps, differs from itself somewhat as a target near the match will.
+        A target of the middle depth, trained for a few steps, differs from the reference from document to document much
+        as a target near the match will (measured: studies/growth_demo).
         """
         run, steps, path = self.run, self.config.pilot_steps, self.run.directory / "pilot.json"
         if steps == 0:
             return
+        middle = len(self.depths) // 2
+        layers = self.depths[middle]
+        settings = {"layers": layers, "steps": steps, "alpha": self.config.alpha, "rounds": len(self.depths)}
         record = run.world.on_main(lambda: read_json(path))
-        settings = {"steps": steps, "alpha": self.config.alpha, "rounds": len(self.depths)}
         if record is None or any(record.get(name) != value for name, value in settings.items()):
-            assert run.reference is not None
-            run.console.stage(f"Pilot: the whole reference, trained for {steps} steps")
-            folder = run.directory / "pilot"
-            train = dataclasses.replace(
-                run.recipe.train,
-                learning_rate=run.recipe.train.peak_learning_rate,
-                max_steps=steps,
-                warmup_steps=steps // 4,
-                validate_every_steps=steps,
-                checkpoint_every_steps=steps,
-                export="last",
-                compile="never",
-                tracker="none",
+            run.console.stage(f"Pilot: {layers_in_words(layers)}, trained for {steps} steps")
+            training = dataclasses.replace(
+                self._training(Next(middle + 1, layers, 0)),
+                directory=run.directory / "pilot",
+                config=self._pilot_config(steps),
+                grown_from=None,
             )
-            run.world.on_main(lambda: folder.mkdir(exist_ok=True))
-            model = references.load(run.reference)
-            training = Trainer(
-                model=model,
-                prepared=self.prepared,
-                config=train,
-                directory=folder,
-                sequence_length=run.recipe.data.sequence_length,
-                passes=self.passes,
-                report=run.console.line,
-                progress=lambda progress: run.console.progress(progress, 0),
-                world=run.world,
-                document_mask=run.recipe.data.document_mask,
-            )
-            with run.timed("pilot") as entry:
-                trained = training.run()
-                entry.update({"steps": trained.steps, "tokens": trained.tokens, "flops": trained.flops})
-            whole = {key: value.cpu() for key, value in training.exported() if run.world.main}
-            del training, model  # before the reference comes into memory once more
-            record = run.world.on_main(lambda: self._foreseen(whole) | settings)
-            run.world.on_main(lambda: self._keep_pilot(folder, path, record))
+            weights = self._pilot_weights(training)
+            record = run.world.on_main(lambda: self._foreseen(training, weights) | settings)
+            run.world.on_main(lambda: self._keep_pilot(training.directory, path, record))
         run.world.on_main(lambda: shutil.rmtree(run.directory / "pilot", ignore_errors=True))
         self._check_resolution(record)
 
-    def _foreseen(self, weights: dict[str, Any]) -> Record:
+    def _pilot_config(self, steps: int) -> TrainConfig:
+        """The recipe's settings for a few steps, most of them near the peak learning rate."""
+        train = self.run.recipe.train
+        return dataclasses.replace(
+            train,
+            learning_rate=train.peak_learning_rate,
+            max_steps=steps,
+            warmup_steps=steps // 4,
+            validate_every_steps=steps,
+            checkpoint_every_steps=steps,
+            export="last",
+            compile="never",
+            tracker="none",
+        )
+
+    def _pilot_weights(self, training: Training) -> dict[str, torch.Tensor]:
+        """Train the pilot; its weights, each whole, on rank 0."""
+        run = self.run
+        run.world.on_main(lambda: shutil.rmtree(training.directory, ignore_errors=True))  # of one that was killed
+        run.world.on_main(lambda: self.models.make_start(training))
+        trainer = Trainer(
+            model=self.models.model(training)[0],
+            prepared=self.prepared,
+            config=training.config,
+            directory=training.directory,
+            sequence_length=run.recipe.data.sequence_length,
+            passes=self.passes,
+            report=run.console.line,
+            progress=lambda progress: run.console.progress(progress, 0),
+            world=run.world,
+            document_mask=run.recipe.data.document_mask,
+        )
+        with run.timed("pilot") as entry:
+            trained = trainer.run()
+            entry.update({"steps": trained.steps, "tokens": trained.tokens, "flops": trained.flops})
+        return {key: value.cpu() for key, value in trainer.exported() if run.world.main}
+
+    def _foreseen(self, training: Training, weights: dict[str, torch.Tensor]) -> Record:
         """What the pilot says of the validation set."""
-        reference = self.run.reference
-        assert reference is not None
-        model = references.load(reference).float()
+        model = self.models.model(training)[0].float()
         for name, parameter in model.named_parameters():
             parameter.data.copy_(weights[name])
         sets = self.models.losses(model, self.prepared)["sets"][self.prepared.main_set]

@@ -193,7 +193,7 @@ class Models:
     def _once(self, training: Training, later: int, stage: str | None = None) -> bool:
         """Train with one learning rate and export; whether it was trained to the end."""
         run = self.run
-        run.world.on_main(lambda: self._before(training))
+        run.world.on_main(lambda: self.make_start(training))
         model, dtype = self.model(training)
         recipe = run.recipe
         trainer = Trainer(
@@ -288,8 +288,8 @@ class Models:
                 os.rename(chosen / name, training.directory / name)
         return whole
 
-    def _before(self, training: Training) -> None:
-        """What a model starts from is there afterwards."""
+    def make_start(self, training: Training) -> None:
+        """Make the training's directory, and what its model starts from, if they are not there."""
         training.directory.mkdir(parents=True, exist_ok=True)
         if self.run.reference is not None and training.indices is not None and not training.arm.half_width:
             self.start(training, training.arm.whole_init or "inherit")
