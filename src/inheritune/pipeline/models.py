@@ -148,6 +148,11 @@ class Models:
         assert isinstance(record, dict)
         return record
 
+    def measure_cut(self, training: Training) -> None:
+        """Measure what a training starts from, untrained: the control `cut`."""
+        whole = training.arm.whole_init or "inherit"
+        self.measure("cut", lambda: self.loaded(self.start(training, whole)), training.prepared)
+
     def losses(self, model: PreTrainedModel, prepared: Prepared) -> Record:
         """A model's size, and its losses by document on every set."""
         run, data = self.run, self.run.recipe.data

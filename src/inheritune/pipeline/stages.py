@@ -287,7 +287,7 @@ class _Stages:
         write_json(self.directory / "inheritance.json", record)
         models.measure("reference", lambda: references.load(reference), prepared)
         if run.has_cut:
-            models.measure("cut", lambda: models.loaded(models.start(training, whole)), prepared)
+            models.measure_cut(training)
         return indices
 
     def _grow(self, prepared: Prepared, until: str) -> Growth | None:
@@ -317,11 +317,9 @@ class _Stages:
         if growth.best is None:
             raise Failed(f"{self.directory}: every round was abandoned; in a new run set grow.abandon to off")
         run.indices = checks.round_indices(recipe, int(growth.best["layers"]), reference.layers)
-        training, whole = self._training(run.target, prepared), run.target.whole_init or "inherit"
+        training = self._training(run.target, prepared)
         if run.has_cut:
-            run.world.on_main(
-                lambda: models.measure("cut", lambda: models.loaded(models.start(training, whole)), prepared)
-            )
+            run.world.on_main(lambda: models.measure_cut(training))
         return growth
 
     def _training(self, arm: Arm, prepared: Prepared) -> Training:
