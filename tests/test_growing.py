@@ -17,6 +17,8 @@ from inheritune.config import Recipe
 from inheritune.decision import Verdict, decide
 from inheritune.errors import Failed, Interrupted, Refused
 from inheritune.pipeline import growing
+from inheritune.report import table_rows
+from inheritune.report.numbers import duration
 from inheritune.run_directory import read_json, read_jsonl
 from test_pipeline import Silent, recipe, text
 
@@ -101,6 +103,13 @@ def test_a_round_is_recorded_with_its_curve_and_its_cost(grown: Path) -> None:
         assert record["validation_loss"] == pytest.approx(sum(losses["nats"]) / sum(losses["tokens"]))
     result = read_json(grown / "result.json")
     assert result["growth"]["flops"] == sum(r["flops"] for r in read_jsonl(grown / "growth.jsonl"))
+
+
+def test_the_table_has_the_targets_training_time(grown: Path) -> None:
+    ledger = read_json(grown / "ledger.json")
+    (row,) = [one for one in table_rows(read_json(grown / "result.json"), ledger) if one.label == "Training time"]
+    assert duration(ledger["train round-4"]["seconds"]) in row.cells
+    assert row.cells.count("–") == 2, "the reference's and the cut's"
 
 
 def test_the_verdict_is_about_the_documents(grown: Path) -> None:

@@ -74,9 +74,12 @@ def ordered_sets(judge: str, found: Iterable[str]) -> list[str]:
 
 def _seconds(result: Mapping[str, Any], ledger: Mapping[str, Any]) -> dict[str, Any]:
     """What each trained model's training took, by name: the result's word, else the ledger's."""
+    models = models_of(result)
+    stages = {name: f"train {name}" for name in models}
+    if "growth" in result:  # the target is one of the rounds
+        stages["target"] = f"train round-{dict_of(models.get('target')).get('layers')}"
     return {
-        name: model.get("seconds", dict_of(ledger.get(f"train {name}")).get("seconds"))
-        for name, model in models_of(result).items()
+        name: model.get("seconds", dict_of(ledger.get(stages[name])).get("seconds")) for name, model in models.items()
     }
 
 
