@@ -34,6 +34,8 @@ ALLOWED = {
     "stopping": "errors",
     "trained": "errors",
     "published": "errors",
+    "scores": "errors",
+    "scoring": "errors scores",
     "comparison": "errors",
     "decision": "errors comparison",
     "abandonment": "errors schedule",
@@ -55,11 +57,11 @@ ALLOWED = {
     "metrics": "errors run_directory hardware tracking",
     "micro_batch": "errors run_directory distributed hardware",
     "memory": "errors config attention reference recomputation objective optimizer",
-    "evaluation": "errors config run_directory published comparison reference",
+    "evaluation": "errors config run_directory published scores scoring comparison reference hardware",
     "training": "errors config run_directory hardware tracking distributed loss schedule stopping trained reference"
     " planning tokens parallel recomputation objective optimizer checkpoint validation metrics micro_batch",
     "depth": "errors config run_directory reference planning surgery validation layerwise training",
-    "report": "errors run_directory published comparison growth result",
+    "report": "errors run_directory published scores scoring comparison growth result",
 }
 ALLOWED["pipeline"] = " ".join(ALLOWED)
 ALLOWED["cli"] = " ".join(ALLOWED)
