@@ -36,6 +36,7 @@ ALLOWED = {
     "published": "errors",
     "scores": "errors",
     "scoring": "errors scores",
+    "against": "errors published scores scoring",
     "comparison": "errors",
     "decision": "errors comparison",
     "abandonment": "errors schedule",
@@ -48,6 +49,7 @@ ALLOWED = {
     "surgery": "errors run_directory reference",
     "scratch": "errors config reference",
     "parallel": "errors config versions distributed reference",
+    "between": "errors parallel",
     "recomputation": "errors attention reference",
     "objective": "errors config loss attention reference parallel",
     "optimizer": "errors config",
@@ -59,7 +61,7 @@ ALLOWED = {
     "memory": "errors config attention reference recomputation objective optimizer",
     "evaluation": "errors config run_directory published scores scoring comparison reference hardware",
     "training": "errors config run_directory hardware tracking distributed loss schedule stopping trained reference"
-    " planning tokens parallel recomputation objective optimizer checkpoint validation metrics micro_batch",
+    " planning tokens parallel between recomputation objective optimizer checkpoint validation metrics micro_batch",
     "depth": "errors config run_directory reference planning surgery validation layerwise training",
     "report": "errors run_directory published scores scoring comparison growth result",
 }

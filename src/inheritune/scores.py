@@ -185,6 +185,8 @@ class Evaluation:
     scores: dict[str, dict[str, Score]]
     """By model's name, then by line's name."""
     paired: tuple[Paired, ...] = ()
+    judged: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By line, then by model, what may be said of its score: the poster's bold rule, and the honest verdict."""
     published: dict[str, Any] = field(default_factory=dict)
     """What was set beside it with `--against published`."""
     versions: dict[str, str] = field(default_factory=dict)
