@@ -3,10 +3,11 @@
     python studies/abandonment/judge.py RUN [RUN ...] [--set NAME] [--out FILE] [--simulated N]
 
 A RUN is a run directory, or a folder of them: every `metrics.jsonl` below it with its schedule in the `recipe.yaml`
-nearest above; or the packaged reference's directory. A curve is taken if the learning rates that it recorded are those
-of a training that ends where it ends, so one that was killed or abandoned is not. Several validations of one training
-count as one curve; the same curve in two places counts once. Curves that `fitted.txt` names are shown and not counted.
-Rounds of one run (`rounds/N`) get the rounds before them as `earlier`.
+nearest above; or the packaged reference's directory; or a record that `--out` wrote before, whose curves are judged
+again. A curve is taken if the learning rates that it recorded are those of a training that ends where it ends, so one
+that was killed or abandoned is not. Several validations of one training count as one curve; the same curve in two
+places counts once. Curves that `fitted.txt` names are shown and not counted. Rounds of one run (`rounds/N`) get the
+rounds before them as `earlier`.
 """
 
 from __future__ import annotations
@@ -91,6 +92,16 @@ def exact_interval(k: int, m: int, confidence: float = CONFIDENCE) -> tuple[floa
     return (0.0 if k == 0 else crossing(k - 1, 1 - tail)), (1.0 if k == m else crossing(k, tail))
 
 
+def curves_of_record(path: Path) -> Iterator[Curve | str]:
+    """The curves of an earlier record; one that had earlier rounds is left out, since they are not in it."""
+    for one in json.loads(path.read_text(encoding="utf-8"))["curves"]:
+        if one.get("earlier_rounds", 0):
+            yield f"{path}: {one['name']}: had earlier rounds"
+        else:
+            readings = [(int(step), float(loss)) for step, loss in one["readings"]]
+            yield Curve(one["name"], readings, Schedule(**one["schedule"]))
+
+
 def curves_below(root: Path, wanted_set: str | None) -> Iterator[Curve | str]:
     """Every curve below a directory, or one line that says why it is none."""
     for path in sorted([*root.rglob("metrics.jsonl"), *root.rglob("training.jsonl")], key=_place):
@@ -148,7 +159,7 @@ def collected(roots: Sequence[Path], wanted_set: str | None) -> tuple[list[Curve
     fitted = {line.split()[0] for line in FITTED.read_text(encoding="utf-8").splitlines() if line[:1] not in ("", "#")}
     for root in roots:
         rounds: dict[Path, list[tuple[Readings, Schedule]]] = {}
-        for found in curves_below(root.resolve(), wanted_set):
+        for found in curves_of_record(root) if root.is_file() else curves_below(root.resolve(), wanted_set):
             if isinstance(found, str):
                 left_out.append(found)
                 continue
@@ -278,6 +289,7 @@ def main() -> None:
                 {
                     **{"name": one.name, "digest": one.digest, "fitted": one.fitted, "final": one.final},
                     **{"schedule": dataclasses.asdict(one.schedule), "readings": one.readings},
+                    "earlier_rounds": len(one.earlier),
                     "looks": [dataclasses.asdict(look) for look in one.looks],
                 }
                 for one in curves
