@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 
 from inheritune import recipe as recipes
 from inheritune.arms import canonical_init, init_parts
-from inheritune.config import PARTS, DataConfig, Recipe, SourceConfig, TokenCount, TrainConfig
+from inheritune.config import PARTS, DataConfig, EvaluateConfig, Recipe, SourceConfig, TokenCount, TrainConfig
 from inheritune.errors import Refused
 
 
@@ -133,6 +133,15 @@ BAD = [
         ["'cut'; allowed: stack, inherit, last", "init is random"],
     ),
     ("", ["--controls", "[stak]"], ["--controls", "'stak'", "did you mean 'stack'"]),
+    ("evaluate: {every: 1M}", [], ["r.yaml", "evaluate.every", "did you mean 'every_tokens'"]),
+    ("evaluate: {every_tokens: 0}", [], ["evaluate.every_tokens", "0", "above 0, or null"]),
+    ("evaluate: {every_tokens: often}", [], ["evaluate.every_tokens", "'often'", "131072, 100M or 1B"]),
+    ("evaluate: {limit: 0}", [], ["evaluate.limit", "0", "1 or more, or null"]),
+    ("evaluate: {suite: ' '}", [], ["evaluate.suite", "a suite's name"]),
+    ("evaluate: {suite: null}", [], ["evaluate.suite is null", "text"]),
+    ("", ["--evaluate.limit", "-3"], ["--evaluate.limit", "-3", "1 or more"]),
+    ("train: {keep_checkpoints: 0}", [], ["train.keep_checkpoints", "0", "1 or more, or all"]),
+    ("train: {keep_checkpoints: every}", [], ["train.keep_checkpoints", "'every'", "a whole number or all"]),
     ("inherit: {init: cut}", [], ["inherit.init", "'cut'", "inherit, random, stack, or"]),
     ("", ["--inherit.init", "norms"], ["--inherit.init", "'norms'", "did you mean 'block_norms'"]),
     ("name: a/b", [], ["name", "'a/b'"]),
@@ -240,6 +249,18 @@ def test_dumped_paths_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "python-source",
         str(tmp_path / "*.md"),
     ]
+
+
+def test_data_sets_of_an_evaluation_are_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "hub").mkdir()
+    monkeypatch.chdir(tmp_path)
+    recipe = load("evaluate: {every_tokens: 1M, datasets: hub}", "--evaluate.suite", "piqa:0", tmp=tmp_path)
+    assert recipe.evaluate == EvaluateConfig(TokenCount("1M"), "piqa:0", "hub")
+    resolved = recipes.resolve_paths(recipe)
+    assert resolved.evaluate == EvaluateConfig(TokenCount("1M"), "piqa:0", str(tmp_path / "hub"))
+    assert load(recipes.dump(recipe), tmp=tmp_path) == resolved
+    assert load("", tmp=tmp_path).evaluate is None
+    assert load("evaluate: {}", tmp=tmp_path).evaluate == EvaluateConfig()
 
 
 def test_first_difference_names_the_key() -> None:

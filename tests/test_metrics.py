@@ -62,9 +62,12 @@ def test_a_tracker_gets_numbers_under_their_kind(tmp_path: Path) -> None:
     metrics = Metrics(tmp_path / "metrics.jsonl", 0, tracker)
     metrics.append(validation(0))
     metrics.append(step(1, skipped=True, note="text", nothing=None))
+    scores = {"piqa.acc": 0.5, "wikitext.word_perplexity": None}
+    metrics.append({"kind": "evaluation", "step": 1, "tokens": 640, "scores": scores})
     assert tracker.logged == [
         ({"validation/development": 2.5, "validation/held-out": 3.0}, 0),
         ({"step/loss": 1.5, "step/skipped": 1.0}, 1),
+        ({"evaluation/piqa.acc": 0.5}, 1),
     ]
     assert all(type(value) is float for values, _ in tracker.logged for value in values.values())
     assert tracker.closed == 0

@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Callable
-from dataclasses import astuple
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, strategies as st
 from rich.console import Console
 
+from inheritune import scores
 from inheritune.comparison import resampled_means
 from inheritune.report import markdown_table4, render_table4, table4_rows, write_report
 from inheritune.report.curves import draw_curves
@@ -296,13 +297,84 @@ def test_a_low_data_run_has_its_table(tmp_path: Path) -> None:
     assert (line.initialisation, line.flops_with_reference) == ("rand init", "1.0e14")
 
 
+def evaluated(run: Path, **changes: Any) -> None:
+    """Write `evaluation.json`: reference, target, a round and a control, some without a score."""
+    wikitext = scores_line("wikitext", "word_perplexity", 62)
+    lambada = scores_line("lambada_openai", "acc", 5153)
+    names = {"meta/reference": "reference", "target": "target", "round-4": "model", "Random init": "control"}
+    models = [scores.Model(name, role, "", f"sha-{name}", 1, 4) for name, role in names.items()]  # type: ignore[arg-type]
+    found: dict[str, dict[str, scores.Score]] = {
+        "meta/reference": {"wikitext": score(34.844), "lambada_openai": score(0.3414)},
+        "target": {"wikitext": score(1035.2)},
+        "round-4": {"lambada_openai": score(0.25)},
+        "Random init": {"wikitext": score(math.inf), "lambada_openai": score(0.1)},
+    }
+    record = scores.Evaluation("table4", (wikitext, lambada), tuple(models), found).record() | changes
+    (run / "evaluation.json").write_text(json.dumps(record), encoding="utf-8")
+
+
+def scores_line(task: str, metric: str, rows: int, **changes: Any) -> scores.Line:
+    better = "higher" if metric == "acc" else "lower"
+    known: Record = {"name": task, "title": task, "shots": 0, "metric": metric, "better": better, "tasks": (task,)}
+    known |= {"whole": True, "rows": rows, "rows_in_split": rows, "selection": None, "chance": None, "majority": None}
+    return scores.Line(**known | changes)
+
+
+def score(value: float, **beside: tuple[float, None]) -> scores.Score:
+    return scores.Score(value, None, None, (), 0, dict(beside))
+
+
 def test_scores_where_models_were_evaluated(run: Path) -> None:
-    scores = {"reference": {"wikitext": 34.844, "lambada_openai": 0.3414}, "target": {"wikitext": 1035.2}}
-    (run / "evaluation.json").write_text(json.dumps({"scores": scores}), encoding="utf-8")
+    evaluated(run)
     found = rows(run)
     assert (found["Reference"].wikitext, found["Reference"].lambada) == ("34.84", "34.1%")
     assert (found["Final model →"].wikitext, found["Final model →"].lambada) == ("1,035.20", "–")
-    assert found["Round 1"].wikitext == "–"
+    assert (found["Round 1"].wikitext, found["Round 1"].lambada) == ("–", "25.0%")
+    assert (found["Random init"].wikitext, found["Random init"].lambada) == ("–", "10.0%")
+    assert "*" not in " ".join(printed(run, 140))
+
+
+def test_scores_of_some_rows_are_marked(run: Path) -> None:
+    limited = scores_line("wikitext", "word_perplexity", 10, whole=False, rows_in_split=62, selection="the first 10")
+    lambada = scores_line("lambada_openai", "acc", 5153)
+    evaluated(run, lines=[asdict(limited), asdict(lambada)])
+    found = rows(run)
+    assert found["Reference"].wikitext == "34.84 (10 of 62 rows)"
+    assert found["Reference"].lambada == "34.1%"
+    assert "34.84 (10 of 62 rows)" in markdown_table4(run)
+    assert "34.84 (10 of 62 rows)" in write_report(run).read_text(encoding="utf-8")
+    text = printed(run, 140)
+    assert [line.split()[-5] for line in text if line.split()[:1] == ["Reference"]] == ["34.84*"]
+    assert "* Wikitext: 10 of 62 rows." in " ".join(" ".join(text).split())
+
+
+def test_a_metric_may_stand_beside_the_lines_own(run: Path) -> None:
+    lambada = scores_line("lambada_openai", "perplexity", 5153)
+    wikitext = scores_line("wikitext", "byte_perplexity", 62)
+    known = {"target": {"lambada_openai": score(40.0, acc=(0.3, None)), "wikitext": score(3.0)}}
+    evaluated(run, lines=[asdict(lambada), asdict(wikitext)], scores={"target": asdict_all(known["target"])})
+    assert (rows(run)["Final model →"].lambada, rows(run)["Final model →"].wikitext) == ("30.0%", "–")
+
+
+def asdict_all(known: dict[str, scores.Score]) -> Record:
+    return {name: asdict(one) for name, one in known.items()}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"tasks": ("wikitext", "c4")}, {"shots": 5}, {"tasks": ("paloma_wikitext_103",)}],
+)
+def test_other_lines_are_not_the_tables(run: Path, changes: Any) -> None:
+    evaluated(run, lines=[asdict(scores_line("wikitext", "word_perplexity", 62, **changes))])
+    assert rows(run)["Reference"].wikitext == "–"
+
+
+@pytest.mark.parametrize(
+    "changes", [{"format": 0}, {"scores": []}, {"models": None}, {"lines": [{"name": "x"}]}, {"scores": {"target": 1}}]
+)
+def test_a_damaged_evaluation_is_no_score(run: Path, changes: Any) -> None:
+    evaluated(run, **changes)
+    assert {line.wikitext for line in rows(run).values()} == {"–"}
 
 
 def test_a_running_growth_shows_what_there_is(run: Path) -> None:
@@ -549,7 +621,7 @@ def test_the_terminal_table_fits_eighty_columns(run: Path) -> None:
 
 
 def test_scores_take_the_room_of_what_can_be_summed_up(run: Path) -> None:
-    (run / "evaluation.json").write_text('{"scores": {"reference": {"wikitext": 34.844}}}', encoding="utf-8")
+    evaluated(run, scores={"meta/reference": asdict_all({"wikitext": score(34.844)})})
     change(run, reference=REFERENCE | {"initialisation": None})
     lines = printed(run)
     assert max(map(len, lines)) <= 80

@@ -171,8 +171,8 @@ def _stage(out: Path) -> str:
         ("inheritune.checkpoint", "_compare", 3),  # its tensors are written
         ("inheritune.checkpoint", "write_json", 2),  # before it is marked as complete
         ("inheritune.checkpoint", "_flush", 4),  # between its renaming and the next one's
-        ("inheritune.pipeline.models:Models", "_export", 1),
-        ("inheritune.pipeline.models:Models", "_export", 2),
+        ("inheritune.pipeline.models:Models", "export", 1),
+        ("inheritune.pipeline.models:Models", "export", 2),
         ("inheritune.pipeline.stages", "finish", 1),
     ],
     ids=lambda kill: f"{kill[0].rpartition('.')[2]}.{kill[1]} {kill[2]}",
@@ -209,7 +209,7 @@ def grown(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("inheritune.pipeline.growing:Growing", "_record", 2),
         ("inheritune.pipeline.growing:Growing", "_settle", 1),
         ("inheritune.pipeline.growing", "_linked", 2),
-        ("inheritune.pipeline.models:Models", "_export", 2),
+        ("inheritune.pipeline.models:Models", "export", 2),
         ("inheritune.pipeline.models:Models", "_choose", 1),
         ("inheritune.pipeline.models:Models", "losses", 3),
     ],

@@ -233,6 +233,12 @@ def test_the_last_checkpoints_are_kept(tmp_path: Path, data: Prepared) -> None:
     assert names == ["step_00000006", "step_00000007"]
 
 
+def test_what_a_kill_left_half_written_goes(tmp_path: Path, data: Prepared) -> None:
+    (tmp_path / "run" / "checkpoints" / ".step_00000099.tmp").mkdir(parents=True)
+    train(tmp_path / "run", data, max_steps=3)
+    assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
+
+
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path, data: Prepared) -> None:
     with pytest.raises(Failed, match=r"gradient norm (nan|inf).*lower train\.learning_rate"):
         train(tmp_path / "run", data, learning_rate=1e30, gradient_clip=0.0, warmup_steps=0, skipped_in_a_row=3)

@@ -10,7 +10,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from inheritune.pipeline import inherit as inherit, prepare as prepare, run as run, scan as scan
+    from inheritune.pipeline import (
+        evaluate as evaluate,
+        inherit as inherit,
+        prepare as prepare,
+        run as run,
+        scan as scan,
+    )
     from inheritune.recipe import load_recipe as load_recipe
     from inheritune.report import write_report as write_report
 
@@ -18,6 +24,7 @@ __version__ = "0.1.0"
 
 # The report is `write_report`, not `report`: that is the module, which would hide a function of its name once imported.
 _HOME = {
+    "evaluate": ("inheritune.pipeline", "evaluate"),
     "inherit": ("inheritune.pipeline", "inherit"),
     "load_recipe": ("inheritune.recipe", "load_recipe"),
     "prepare": ("inheritune.pipeline", "prepare"),
@@ -26,7 +33,7 @@ _HOME = {
     "write_report": ("inheritune.report", "write_report"),
 }
 
-__all__ = ["__version__", "inherit", "load_recipe", "prepare", "run", "scan", "write_report"]
+__all__ = ["__version__", "evaluate", "inherit", "load_recipe", "prepare", "run", "scan", "write_report"]
 
 
 def __getattr__(name: str) -> Any:

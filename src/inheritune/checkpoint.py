@@ -67,8 +67,11 @@ class Checkpointer:
         self._problem: str | None = None
         if world.size == 1:  # said of every save and load; it is meant
             warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
-        if world.main and directory.is_dir():
-            for left in directory.glob(".*.tmp"):  # by a kill, half written
+
+    def drop_half_written(self) -> None:
+        """Delete what a kill left half written; only a training may, which alone writes here."""
+        if self._world.main and self._directory.is_dir():
+            for left in self._directory.glob(".*.tmp"):
                 shutil.rmtree(left, ignore_errors=True)
 
     def reserve(self, tensors: Tensors) -> None:

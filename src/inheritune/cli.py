@@ -289,6 +289,63 @@ def _inherit(words: list[str]) -> None:
         pipeline.scan(given.reference, data, layers=given.layers, out=out, **common)
 
 
+def _evaluate(words: list[str]) -> None:
+    parser = _bare_parser("evaluate")
+    parser.add_argument(
+        "model", type=str, nargs="*", help="directories, hub ids, or run directories: target, reference and controls"
+    )
+    parser.add_argument(
+        "--suite",
+        type=str,
+        default="quick",
+        help="table2, table4, quick, or the harness's tasks with their shots: piqa,mmlu:5",
+    )
+    parser.add_argument("--datasets", type=str | None, default=None, help="a mirror of the hub's data sets")
+    parser.add_argument(
+        "--against", type=str, nargs="+", default=[], help="models to compare with, or published: the poster's figures"
+    )
+    parser.add_argument(
+        "--checkpoints", action="store_true", help="of runs, the saved checkpoints and a figure instead of controls"
+    )
+    parser.add_argument("--limit", type=int | None, default=None, help="at most so many rows of each task")
+    parser.add_argument("--batch_size", type=int | None, default=None, help="rows at once (default: as many as fit)")
+    parser.add_argument("--device", type=str | None, default=None, help="cpu, cuda (default: the GPU, if there is one)")
+    parser.add_argument(
+        "--dtype", type=str | None, default=None, help="bfloat16, float16 or float32 (default: as stored)"
+    )
+    parser.add_argument("--out", type=str | None, default=None, help="the directory that is written")
+    parser.add_argument("--latex", action="store_true", help="write a LaTeX table, too")
+    parser.add_argument("--card", action="store_true", help="write the results into the models' README.md")
+    parser.add_argument("--list_datasets", action="store_true", help="print what a mirror must hold, and end")
+    parser.add_argument(
+        "--write_tasks", type=str | None, default=None, metavar="DIR", help="write the tasks for lm_eval, and end"
+    )
+    parser.add_argument("--revision", type=str | None, default=None, help="the model's revision on the hub")
+    parser.add_argument("--trust_remote_code", type=bool, default=False, help="whether code of a model may be run")
+    given = _plain(parser, words)
+    datasets = _directory(given.datasets, "--datasets") if given.datasets is not None else None
+    _quiet()
+    from inheritune import pipeline
+
+    if given.list_datasets:
+        print("\n".join(pipeline.list_datasets(given.suite)))
+        return
+    if given.write_tasks is not None:
+        out = _directory(given.write_tasks, "--write_tasks")
+        print(pipeline.write_tasks(given.suite, out, datasets=datasets, limit=given.limit))
+        return
+    if not given.model:
+        raise Refused("evaluate: MODEL is missing (see inheritune evaluate --help)")
+    own = ("suite", "limit", "batch_size", "device", "dtype", "revision", "trust_remote_code")
+    asked = pipeline.Asked(datasets=datasets, **{name: getattr(given, name) for name in own})
+    pipeline.evaluate(
+        given.model,
+        asked,
+        out=_directory(given.out) if given.out is not None else None,
+        **{name: getattr(given, name) for name in ("against", "checkpoints", "latex", "card")},
+    )
+
+
 def _report(words: list[str]) -> None:
     parser = _bare_parser("report")
     parser.add_argument("run", type=str, nargs="+", help="run directories")
@@ -316,5 +373,6 @@ COMMANDS = {
         "the full-data recipe: rounds of more layers until one matches, no controls",
         _run_until("grow", "train"),
     ),
+    "evaluate": Command("MODEL... --suite table2", "the poster's tasks through lm-evaluation-harness", _evaluate),
     "report": Command("RUN...", "table 4 of a run, and its report.html again", _report),
 }

@@ -221,8 +221,8 @@ class TrainConfig:
     after the last they are evaluated anyway. `auto`: as often as takes a twenty-fifth of the training's time."""
     checkpoint_every_steps: int = 200
     """Steps between checkpoints; one is always written at the end and when interrupted."""
-    keep_checkpoints: int = 2
-    """How many of the last checkpoints are kept."""
+    keep_checkpoints: int | Literal["all"] = 2
+    """How many of the last checkpoints are kept; `all`: every one, with 12 bytes a parameter each."""
     export: Literal["last", "best"] = "last"
     """Which weights go to `model/`: the last, or those with the lowest loss on the development set."""
     compute_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
@@ -300,6 +300,21 @@ class CompareConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """What the target scores on tasks of lm-evaluation-harness while it trains; a growth's every round does."""
+
+    every_tokens: TokenCount | None = None
+    """Evaluated after each step that brings the tokens trained to a multiple of so many, and after the last. Unset:
+    after the last alone."""
+    suite: str = "quick"
+    """`table2`, `table4`, `quick`, or the harness's task names, each with its shots (`piqa:0,mmlu:5`)."""
+    datasets: str | None = None
+    """A directory that holds the tasks' data sets, `ORG/NAME/...`. Unset: the hub, or its cache."""
+    limit: int | None = None
+    """At most so many rows of each task; what comes of it is marked as such. Unset: all."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Recipe:
     """An experiment, whole: everything a run needs to be repeated."""
 
@@ -324,6 +339,9 @@ class Recipe:
     trained first, by the same settings. `grow` says the layers, so `inherit.layers` is left out."""
     compare: CompareConfig | None = None
     """`{tokens: 10B, passes: 1}`: the target once more, trained for the same steps on so many tokens."""
+    evaluate: EvaluateConfig | None = None
+    """`{every_tokens: 1M, suite: quick}`: evaluate the target on tasks between its steps. Training does not change by
+    it, to the bit."""
     controls: list[str] = dataclasses.field(default_factory=list)
     """What stands beside the target. `cut`: its start, untrained: the reference cut to its layers, with an
     `inherit.init` of `stack` repeated (with parts or `random` there is none). The others are trained on the same

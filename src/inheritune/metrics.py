@@ -1,4 +1,4 @@
-"""A training's records: `metrics.jsonl`, a line a step and a validation, and the same in a tracker.
+"""A training's records: `metrics.jsonl`, a line a step, validation and evaluation, and the same in a tracker.
 
 A step's values lie on the device until they are read: when the next step is under way, so that nothing waits for them.
 """
@@ -18,6 +18,8 @@ from inheritune.run_directory import JsonlWriter, keep_records
 from inheritune.tracking import Tracker
 
 _NOT_LOGGED = ("kind", "step")
+_NUMBERS = {"validation": "losses", "evaluation": "scores"}
+"""Where a record's numbers stand that is not flat, by its kind."""
 
 
 class Metrics:
@@ -41,7 +43,7 @@ class Metrics:
         if self._jsonl is not None:
             self._jsonl.append(record)
         if self._tracker is not None:
-            values = record["losses"] if record["kind"] == "validation" else record
+            values = record[_NUMBERS[record["kind"]]] if record["kind"] in _NUMBERS else record
             self._tracker.log(
                 {
                     f"{record['kind']}/{name}": float(value)

@@ -161,8 +161,17 @@ def resolve_paths(recipe: Recipe) -> Recipe:
     compare = recipe.compare
     if compare is not None:
         compare = dataclasses.replace(compare, prepared=absolute(compare.prepared))
-    reference = absolute(recipe.reference)
-    return dataclasses.replace(recipe, reference=reference, architecture=architecture, data=data, compare=compare)
+    evaluate = recipe.evaluate
+    if evaluate is not None:
+        evaluate = dataclasses.replace(evaluate, datasets=absolute(evaluate.datasets))
+    return dataclasses.replace(
+        recipe,
+        reference=absolute(recipe.reference),
+        architecture=architecture,
+        data=data,
+        compare=compare,
+        evaluate=evaluate,
+    )
 
 
 def first_difference(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> tuple[str, Any, Any] | None:

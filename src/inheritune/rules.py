@@ -58,7 +58,7 @@ _TRAIN_RULES: list[Rule] = [
     ("max_steps", lambda x: x is None or x >= 1, "1 or more, or null"),
     ("validate_every_steps", lambda x: x == "auto" or x >= 1, "1 or more, or auto"),
     ("checkpoint_every_steps", lambda x: x >= 1, "1 or more"),
-    ("keep_checkpoints", lambda x: x >= 1, "1 or more"),
+    ("keep_checkpoints", lambda x: x == "all" or x >= 1, "1 or more, or all"),
     ("seed", lambda x: 0 <= x < 2**63, "0 or more, below 2**63"),
 ]
 _SLURM_RULES: list[Rule] = [
@@ -75,6 +75,11 @@ _GROW_RULES: list[Rule] = [
     ("decision_seeds", lambda x: 1 <= x <= 100, "1 to 100"),
     ("pilot_steps", lambda x: x >= 0, "0 (nothing is foreseen) or more"),
     ("warm_steps", lambda x: x is None or x >= 1, "1 or more, or null"),
+]
+_EVALUATE_RULES: list[Rule] = [
+    ("every_tokens", lambda x: x is None or x > 0, "a token count above 0, or null"),
+    ("suite", lambda x: bool(x.strip()), "a suite's name, or names of tasks with commas"),
+    ("limit", lambda x: x is None or x >= 1, "1 or more, or null"),
 ]
 _SOURCE_RULES: list[Rule] = [
     ("weight", lambda x: _finite(x) and x > 0, "a number above 0"),
@@ -99,6 +104,8 @@ def impossible(config: Any) -> Iterator[tuple[str, Any, str]]:
             yield "train.final_learning_rate", config.train.final_learning_rate, "at most train.learning_rate"
         yield from _growth(config)
         yield from _comparison(config)
+        if config.evaluate is not None:
+            yield from _by_rules(config.evaluate, _EVALUATE_RULES, "evaluate.")
         yield from _inits(config)
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.name):
             yield "name", config.name, "letters, digits, '.', '_' and '-': it names a directory"

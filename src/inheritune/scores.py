@@ -7,6 +7,7 @@ its 57 subjects; a score is what one model reached on it. `Evaluation` is `evalu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
@@ -72,7 +73,7 @@ class TaskScores:
 
     def record(self) -> dict[str, Any]:
         """As JSON."""
-        return {"format": FORMAT} | asdict(self)
+        return {"format": FORMAT, **_written(asdict(self))}
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Self:
@@ -81,7 +82,7 @@ class TaskScores:
         Raises:
             ValueError, TypeError, KeyError: it is no such record, or one of another format.
         """
-        known = dict(record)
+        known = _read(record)
         if known.pop("format", None) != FORMAT:
             raise ValueError("a record of another format")
         known["rows"] = tuple(Row(**row) for row in known["rows"])
@@ -114,6 +115,8 @@ class Line:
     """What the best constant answer (always the first choice, always yes) scores; None where there are no choices."""
     gap: str | None = None
     """Why there are no scores, and how to mend it; None: there are."""
+    dataset: dict[str, Any] = field(default_factory=dict)
+    """As in `TaskScores`; of a group its first task's."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +198,7 @@ class Evaluation:
 
     def record(self) -> dict[str, Any]:
         """As JSON."""
-        return {"format": FORMAT} | asdict(self)
+        return {"format": FORMAT, **_written(asdict(self))}
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Self:
@@ -204,7 +207,7 @@ class Evaluation:
         Raises:
             ValueError, TypeError, KeyError: it is no such record, or one of another format.
         """
-        known = dict(record)
+        known = _read(record)
         if known.pop("format", None) != FORMAT:
             raise ValueError("a record of another format")
         known["lines"] = tuple(Line(**line | {"tasks": tuple(line["tasks"])}) for line in known["lines"])
@@ -219,3 +222,27 @@ class Evaluation:
 def _score(record: Mapping[str, Any]) -> Score:
     beside = {metric: (value, error) for metric, (value, error) in record["beside"].items()}
     return Score(**{**record, "near": tuple(record["near"]), "beside": beside})
+
+
+_INFINITE = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
+"""Perplexities may be beyond every number, and JSON has no word for that: these texts stand for them."""
+
+
+def _written(value: Any) -> Any:
+    """A record without numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _written(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_written(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def _read(value: Any) -> Any:
+    """What `_written` made, as it was."""
+    if isinstance(value, Mapping):
+        return {key: _read(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_read(one) for one in value]
+    return _INFINITE.get(value, value) if isinstance(value, str) else value

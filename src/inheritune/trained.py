@@ -21,7 +21,7 @@ class Trained:
     tail_tokens: int
     flops: float
     seconds: float
-    """Time in steps, over all restarts; validation and checkpoints not included."""
+    """Time in steps, over all restarts; validation, evaluation and checkpoints not included."""
     skipped_steps: int
     best_step: int | None
     compiled: bool

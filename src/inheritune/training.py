@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
+from inheritune.between import Between
 from inheritune.checkpoint import Checkpointer, Tensors
 from inheritune.config import TrainConfig
 from inheritune.distributed import World, lost_rank
@@ -78,6 +80,8 @@ class Trainer:
     """What a tracker shows of it: the recipe."""
     watch: Watch | None = None
     """Asked after every validation but the last whether to go on."""
+    between: Between | None = None
+    """What is measured between steps; the training does not change by it, to the bit."""
     read_late: bool | None = None
     """Read a step's values when the next one is under way; None: where the device computes by itself."""
     _state: State = field(default_factory=State)
@@ -120,7 +124,9 @@ class Trainer:
         self._dtype = compute_dtype(config.compute_dtype, world.device)
         self._late = world.device.type != "cpu" if self.read_late is None else self.read_late
         self._shard = sharded(self.model, world, config.parallel)
-        self._checkpointer = Checkpointer(self.directory / "checkpoints", world, config.keep_checkpoints, self.report)
+        keep = sys.maxsize if config.keep_checkpoints == "all" else config.keep_checkpoints
+        self._checkpointer = Checkpointer(self.directory / "checkpoints", world, keep, self.report)
+        self._checkpointer.drop_half_written()
         found = self._checkpointer.latest()
         if found is None or found[1]["step"] < steps:
             self._state.compiled = compile_blocks(
@@ -132,7 +138,7 @@ class Trainer:
             )
         self._prepare_model()
         self._resume(found)
-        if self._state.step < steps:
+        if self._state.step < steps or self._evaluation_is_missing():
             with self._open_metrics() as metrics:
                 self._loop(metrics)
         if self.config.export == "best" and self._state.best_step is not None:
@@ -253,6 +259,8 @@ class Trainer:
         self._seen_stop = False
         if state.step == 0:
             self._validate(metrics)
+        if self._evaluation_is_missing():
+            self._evaluate(metrics)
         every = self._validation_interval()
         if 0 < state.step < self._steps and self._ended_early():  # killed after a checkpoint, before it was asked
             return
@@ -271,8 +279,9 @@ class Trainer:
                 last = state.step == self._steps
                 validating = last or state.step % every == 0
                 saving = last or state.step % config.checkpoint_every_steps == 0
+                evaluating = self._evaluation_is_due()
                 stopping = bool(stop) if self.world.size == 1 else self._seen_stop
-                if validating or saving or stopping or not self._late:
+                if validating or saving or evaluating or stopping or not self._late:
                     self._read(pending, reader)
                     pending = None
                     stopping = bool(stop) if self.world.size == 1 else self._seen_stop
@@ -282,6 +291,8 @@ class Trainer:
                     self._save()
                 if stopping:
                     self._interrupt(stop)
+                if evaluating:  # it may take long: after the checkpoint, so that a kill costs the evaluation alone
+                    self._evaluate(metrics)
                 if validating and not last and self._ended_early():
                     break
         self._checkpointer.finish()
@@ -426,6 +437,39 @@ class Trainer:
         if self.config.export == "best" and (state.best_loss is None or development < state.best_loss):
             state.best_loss, state.best_step = development, state.step
             self._checkpointer.save_now(self.directory / "best", self._weights(), {"step": state.step})
+
+    def _evaluation_is_due(self) -> bool:
+        """Whether `between` is due after the last step that was done."""
+        step = self._state.step
+        if self.between is None or step == 0:
+            return False
+        before, now = self._blocks.tokens_of(step - 1), self._blocks.tokens_of(step)
+        return self.between.is_due(before, now, last=step == self._steps)
+
+    def _evaluation_is_missing(self) -> bool:
+        """Whether it is due where a run goes on, and was not recorded: the run was stopped, or killed, before."""
+        if not self._evaluation_is_due():
+            return False
+        step, path = self._state.step, self.directory / "metrics.jsonl"
+        return self.world.on_main(
+            lambda: not any(one.get("kind") == "evaluation" and one["step"] == step for one in read_jsonl(path))
+        )
+
+    def _evaluate(self, metrics: Metrics) -> None:
+        """Have a copy of the model measured on rank 0; whatever fails there is told, and leaves a gap."""
+        between, world = self.between, self.world
+        step, tokens = self._state.step, self._place()["tokens"]
+        assert between is not None
+        # every rank takes part in gathering, one keeps what comes of it
+        weights = {name: value.cpu() for name, value in self.exported() if world.main}
+        scores, problem = world.on_main(lambda: between.measured(weights, world.device, step, tokens))
+        if problem is not None:
+            self.report(f"Not evaluated after step {step} ({problem}); training goes on.")
+            return
+        finite = {name: value if math.isfinite(value) else None for name, value in scores.items()}
+        metrics.append({"kind": "evaluation", "step": step, "tokens": tokens, "scores": finite})
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
+        self.report(f"  evaluated after step {step}, {tokens:,} tokens: {shown}")
 
     def _weights(self) -> Tensors:
         return {f"model.{name}": parameter.detach() for parameter, name in self._names.items()}

@@ -315,7 +315,7 @@ def _line(planned: Plan, name: str, results: dict[str, dict[str, TaskScores]]) -
     first = next(iter(results.values()))
     scores, parts = [first[task.name] for task in tasks], "subjects" if name == "mmlu" else "tasks"
     line = scoring.line_of(name, scores, tasks[0].metric, len(tasks) + len(gaps), parts)
-    return replace(line, gap=gap)
+    return replace(line, gap=gap, dataset=scores[0].dataset)
 
 
 def _scores(planned: Plan, lines: Sequence[Line], scores: dict[str, TaskScores]) -> dict[str, Score]:

@@ -1,6 +1,7 @@
-"""The stages in order: a whole recipe (`run`, stages.py), and single commands without one (direct.py)."""
+"""The stages in order: a whole recipe (`run`, stages.py), and single commands (direct.py, evaluation.py)."""
 
 from inheritune.pipeline.direct import inherit, prepare, scan
+from inheritune.pipeline.evaluation import Asked, evaluate, list_datasets, write_tasks
 from inheritune.pipeline.stages import run
 
-__all__ = ["inherit", "prepare", "run", "scan"]
+__all__ = ["Asked", "evaluate", "inherit", "list_datasets", "prepare", "run", "scan", "write_tasks"]

@@ -28,6 +28,8 @@ _FREE = (
     *(("train", key) for key in ("activation_checkpointing", "offload_optimizer")),
 )
 """What a run may go on with otherwise than it began: it changes speed, where things run, or how sums round at most."""
+_FREE_SECTIONS = ("evaluate",)
+"""What may be asked for besides, or no more: it is measured on copies of the model, and changes none."""
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -307,7 +309,7 @@ def check_directory(directory: Path, recipe: Recipe) -> None:
     for values in (held, mine):
         for section, key in _FREE:
             values.get(section, {}).pop(key, None)
-        for key in unplayed:
+        for key in (*unplayed, *_FREE_SECTIONS):
             values.pop(key, None)
     difference = recipes.first_difference(held, mine)
     if difference is not None:

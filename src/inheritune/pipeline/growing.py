@@ -329,9 +329,9 @@ class Growing:
 
     def _tidy(self, record: Record) -> None:
         """Of a round that is over its models and curves are kept; what it was trained from step to step with is not."""
-        folder = self.run.directory / record["directory"]
+        folder, kept = self.run.directory / record["directory"], self.run.recipe.train.keep_checkpoints == "all"
         for place in (folder, *folder.glob("learning_rates/*")):
-            for name in ("checkpoints", "best"):
+            for name in ("best",) if kept else ("checkpoints", "best"):
                 shutil.rmtree(place / name, ignore_errors=True)
 
     def _planned(self, config: TrainConfig) -> int:

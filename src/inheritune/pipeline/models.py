@@ -16,10 +16,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from inheritune import recipe as recipes, reference as references, surgery
 from inheritune.arms import Arm, init_parts
+from inheritune.between import Between
 from inheritune.config import DistillConfig, ObjectiveConfig, TrainConfig
 from inheritune.errors import Diverged, Failed, Refused
 from inheritune.parallel import compute_dtype, place, uncompile_blocks
-from inheritune.pipeline import checks
+from inheritune.pipeline import checks, evaluating
 from inheritune.pipeline.data import tokenizer
 from inheritune.pipeline.shared import Record, Run, called
 from inheritune.reference import cast_as_loaded, parameters
@@ -52,6 +53,11 @@ class Training:
     keep_abandoned: bool = False
     """Whether it is exported even when it was ended early."""
 
+    @property
+    def is_target(self) -> bool:
+        """Whether it is the target's, be it a round of one that grows."""
+        return self.name == "target" or self.name.startswith("round-")
+
     def whole_start(self, whole: str) -> str:
         """The name of a start with a whole init."""
         return f"{whole}@{self.cut}" if self.cut else whole
@@ -62,6 +68,8 @@ class Models:
     """Makes, trains, exports and measures the models of a run."""
 
     run: Run
+    evaluator: evaluating.Evaluator | None = None
+    """What evaluates the target while it trains, if the recipe says so; on rank 0 alone."""
 
     def start(self, training: Training, whole: str) -> Path:
         """What models with a whole init begin from, as a directory: cut and proven when it is first asked for."""
@@ -216,6 +224,7 @@ class Models:
             run_name=f"{recipe.name}/{training.name}",
             run_config=recipes.as_dict(recipe),
             watch=training.watch(training.config) if training.watch is not None else None,
+            between=self._between(training),
         )
         with run.timed(stage or f"train {training.name}") as entry:
             trained = trainer.run()
@@ -314,6 +323,23 @@ class Models:
             surgery.grow(model, self.loaded(training.grown_from))
         return model, dtype
 
+    def with_weights(self, training: Training, weights: dict[str, torch.Tensor]) -> PreTrainedModel:
+        """A model such as a training starts from, with these weights in its own memory, as it would be exported.
+
+        Args:
+            training: whose.
+            weights: by name, each whole, in float32.
+        """
+        return self.filled(*self.model(dataclasses.replace(training, grown_from=None)), weights)
+
+    def filled(self, model: PreTrainedModel, dtype: torch.dtype, weights: dict[str, torch.Tensor]) -> PreTrainedModel:
+        """A model whose parameters became these weights, each whole and in float32, and then what an export casts."""
+        with torch.no_grad():
+            for name, parameter in model.float().named_parameters():
+                parameter.copy_(weights[name])
+        cast_as_loaded(model, dtype, trust_remote_code=self.run.recipe.trust_remote_code)
+        return model
+
     def _from_architecture(self, training: Training) -> tuple[PreTrainedModel, torch.dtype]:
         made = training.prepared.manifest["tokenizer"]
         recipe = self.run.recipe
@@ -322,6 +348,19 @@ class Models:
         config.dtype = torch.float32  # drawn in full precision, whatever the export's is
         model = references.fresh(config, training.config.seed, trust_remote_code=recipe.trust_remote_code)
         return model, wanted if isinstance(wanted, torch.dtype) else getattr(torch, wanted)
+
+    def _between(self, training: Training) -> Between | None:
+        """What is measured between the steps of a target's training."""
+        config = self.run.recipe.evaluate
+        if config is None or not training.is_target:
+            return None
+        return evaluating.between(
+            self.run,
+            config.every_tokens,
+            self.evaluator,
+            training.directory,
+            copy=lambda weights: self.with_weights(training, weights),
+        )
 
     def _teacher(self, config: TrainConfig) -> PreTrainedModel | None:
         """The model to learn from, if the objective is distillation."""
@@ -335,19 +374,16 @@ class Models:
         whole = {key: value.cpu() for key, value in trainer.exported() if self.run.world.main}
 
         def write() -> None:
-            model = trainer.model
-            uncompile_blocks(model)
-            if self.run.world.size > 1:  # its modules are sharded, or share their memory with DDP's
-                model = self.model(training)[0].float()
-            with torch.no_grad():
-                for key, parameter in model.cpu().named_parameters():
-                    parameter.copy_(whole[key])
-            cast_as_loaded(model, dtype, trust_remote_code=self.run.recipe.trust_remote_code)
-            self._export(training, model, out)
+            if self.run.world.size > 1:  # the trainer's modules are sharded, or share their memory with DDP's
+                model = self.with_weights(training, whole)
+            else:
+                uncompile_blocks(trainer.model)
+                model = self.filled(trainer.model.cpu(), dtype, whole)
+            self.export(training, model, out)
 
         self.run.world.on_main(write)
 
-    def _export(self, training: Training, model: PreTrainedModel, out: Path) -> None:
+    def export(self, training: Training, model: PreTrainedModel, out: Path) -> None:
         """Write a Hugging Face directory of the model, with its tokenizer and its lineage."""
         run, arm = self.run, training.arm
         recipe = {"recipe": recipes.as_dict(run.recipe)}

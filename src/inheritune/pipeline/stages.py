@@ -18,7 +18,7 @@ from inheritune.distributed import World, joined, lost_rank
 from inheritune.errors import Failed, InherituneError, Interrupted, Refused
 from inheritune.growth import Growth
 from inheritune.parallel import check_ranks
-from inheritune.pipeline import checks, data
+from inheritune.pipeline import checks, data, evaluating
 from inheritune.pipeline.direct import influence_record
 from inheritune.pipeline.growing import Growing
 from inheritune.pipeline.models import Models, Training, for_arm
@@ -120,6 +120,8 @@ class _Stages:
         checks.check_data(run.recipe, run.reference, run.directory)
         if run.recipe.data.document_mask and run.world.main:
             checks.check_documents(run.recipe, run.reference)
+        if run.recipe.evaluate is not None and run.world.main:
+            self._models.evaluator = evaluating.evaluator(run.recipe.evaluate, run.reference)
 
     def check_on_all(self) -> None:
         """Refuse on every rank what any of them refuses; no rank writes before all have looked."""

@@ -2,9 +2,12 @@
 
 It reads records and nothing else, so that it also works on a run that is going on, was cut short, or came from another
 machine. What is missing or unreadable is marked as a gap on the page. jinja2, matplotlib and rich are imported where
-they are used; this package imports no torch.
+they are used; this package imports no torch. An evaluation comes as tables, as a figure, and into a model card.
 """
 
+from inheritune.report.evaluation import latex_evaluation, markdown_evaluation, render_evaluation
+from inheritune.report.evaluation_figure import evaluation_svg
+from inheritune.report.model_card import card_with_results, model_index
 from inheritune.report.page import usage, write_report
 from inheritune.report.scan import scan_svg, scan_table
 from inheritune.report.table import Row, markdown_table, render_table, table_rows
@@ -12,8 +15,14 @@ from inheritune.report.table4 import markdown_table4, render_table4, table4_rows
 
 __all__ = [
     "Row",
+    "card_with_results",
+    "evaluation_svg",
+    "latex_evaluation",
+    "markdown_evaluation",
     "markdown_table",
     "markdown_table4",
+    "model_index",
+    "render_evaluation",
     "render_table",
     "render_table4",
     "scan_svg",

@@ -18,8 +18,9 @@ import numpy as np
 from inheritune.comparison import Documents, resampled_means
 from inheritune.report.numbers import NOT_APPLICABLE, count, decimals, flops, number_of, percent, plain
 from inheritune.report.records import Record, Records, records_of, round_name, round_title
-from inheritune.report.table import dict_of, escaped, models_of
+from inheritune.report.table import escaped, models_of
 from inheritune.result import title_of
+from inheritune.scores import Evaluation, Line as EvaluationLine, Score
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,6 +34,8 @@ _INITIALISATIONS = {
     "distill": "rand init, distilled",
     "half-width": "rand init, half width",
 }
+_SCORED = {"wikitext": "word_perplexity", "lambada_openai": "acc"}
+"""The metrics of the tasks that the table shows."""
 _WITHOUT_REFERENCE = ("reference", "random", "half-width")
 
 
@@ -52,9 +55,9 @@ class Line:
     """The loss less the reference's, nats a token, on the same documents."""
     difference_interval: str
     wikitext: str
-    """Perplexity."""
+    """Perplexity a word, and of how many rows where not of all."""
     lambada: str
-    """Accuracy."""
+    """Accuracy, likewise."""
     flops: str
     """Of its own training."""
     flops_so_far: str
@@ -88,9 +91,42 @@ def _interval(drawn: Documents) -> str:
     return f"{low:.3f} to {high:.3f}"
 
 
-def scores_of(evaluation: Record) -> dict[str, Record]:
-    """By model's name its scores from `evaluation.json`: `wikitext` (perplexity), `lambada_openai` (accuracy)."""
-    return {name: dict_of(scores) for name, scores in dict_of(evaluation.get("scores")).items()}
+def scores_of(evaluation: Record) -> dict[str, dict[str, str]]:
+    """By model's name, and by its role, its scores from `evaluation.json` as the table shows them.
+
+    Returns:
+        `wikitext`, perplexity a word, and `lambada_openai`, accuracy: where not all rows were evaluated, `34.84 (10 of
+        62 rows)`. Empty where the record is missing or none.
+    """
+    try:
+        known = Evaluation.of(evaluation)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return {}
+    found: dict[str, dict[str, str]] = {}
+    for model in known.models:
+        scores = {
+            task: text
+            for line in known.lines
+            for task, metric in _SCORED.items()
+            if line.tasks == (task,)
+            and line.shots == 0
+            and (text := _score_text(line, known.scores.get(model.name, {}).get(line.name), metric))
+        }
+        found[model.name] = scores
+        if model.role in ("reference", "target"):  # what the table calls them, whatever the evaluation does
+            found.setdefault(model.role, scores)
+    return found
+
+
+def _score_text(line: EvaluationLine, score: Score | None, metric: str) -> str | None:
+    """A score in a metric, be it the line's own or one beside it; None where there is none."""
+    if score is None:
+        return None
+    value = number_of(score.value if line.metric == metric else score.beside.get(metric, (None, None))[0])
+    if value is None:
+        return None
+    text = percent(value) if metric == "acc" else f"{value:,.2f}"
+    return text if line.whole else f"{text} ({line.rows:,} of {line.rows_in_split:,} rows)"
 
 
 def table4_rows(records: Records) -> list[Line]:
@@ -102,8 +138,7 @@ def table4_rows(records: Records) -> list[Line]:
         loss = number_of(model.record.get("validation_loss"))
         above = loss - benchmark if loss is not None and benchmark is not None else None
         interval, paired = intervals.get(model.name, (NOT_APPLICABLE, NOT_APPLICABLE))
-        score = scores.get(model.name) or (scores.get("target", {}) if model.final else {})
-        perplexity = number_of(score.get("wikitext"))
+        score = scores.get(model.name) or scores.get(model.title) or (scores.get("target", {}) if model.final else {})
         whole = _sum(model.so_far, trained) if model.takes_from_reference else model.so_far
         lines.append(
             Line(
@@ -115,8 +150,8 @@ def table4_rows(records: Records) -> list[Line]:
                 interval=interval,
                 difference=decimals(above if model.name != "reference" else None),
                 difference_interval=paired if model.name != "reference" else NOT_APPLICABLE,
-                wikitext=NOT_APPLICABLE if perplexity is None else f"{perplexity:,.2f}",
-                lambada=percent(score.get("lambada_openai")),
+                wikitext=score.get("wikitext", NOT_APPLICABLE),
+                lambada=score.get("lambada_openai", NOT_APPLICABLE),
                 flops=flops(model.record.get("flops")),
                 flops_so_far=flops(model.so_far),
                 flops_with_reference=flops(whole),
@@ -248,7 +283,7 @@ def render_table4(run: Path, *, width: int = 80) -> Table:
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         padding=0,
-        caption=Text(_caption(records, [name for name, _, _ in _COLUMNS if name not in columns])),
+        caption=Text(_caption(records, lines, [name for name, _, _ in _COLUMNS if name not in columns])),
         caption_justify="left",
     )
     for name, _, heading in _COLUMNS:
@@ -268,6 +303,8 @@ def _short(line: Line, name: str) -> str:
     text: str = getattr(line, name)
     if name == "model":
         return re.sub(r", [0-9]+(x steps| layers?)", "", text)
+    if name in ("wikitext", "lambada"):  # the caption says what the star is
+        return re.sub(r" \(.*\)", "*", text)
     # A loss and the ends of its interval are never negative: a dash between them is no minus.
     return text.replace(" to ", "–") if name == "interval" else text.replace(" of ", "\nof ")
 
@@ -292,7 +329,7 @@ def _fitting(lines: Sequence[Line], width: int) -> list[str]:
     return list(room)
 
 
-def _caption(records: Records, left_out: Sequence[str]) -> str:
+def _caption(records: Records, lines: Sequence[Line], left_out: Sequence[str]) -> str:
     """What the columns are, and which had no room."""
     documents = records.documents("reference")
     over = f", 95% interval over {len(documents[0]):,} documents" if documents is not None else ""
@@ -301,6 +338,12 @@ def _caption(records: Records, left_out: Sequence[str]) -> str:
         f"Val loss: nats a token on {records.judge}{over}. FLOPs: {own}so far: with the rounds before it; with ref.: "
         "and the reference’s own training, where the model takes from it."
     )
+    scores = {name: [getattr(line, name) for line in lines] for name in ("wikitext", "lambada")}
+    titles = {name: title for name, title, _ in _COLUMNS}
+    for name, cells in scores.items():
+        limits = dict.fromkeys(found[1] for cell in cells if (found := re.search(r"\((.*)\)", cell)))
+        if limits and name not in left_out:
+            text += f" * {titles[name]}: {', '.join(limits)}."
     words = {"difference": "the difference to the reference", "wikitext": "scores (none yet)", "flops": "own FLOPs"}
     if "difference" not in left_out:
         words["difference_interval"] = "the interval of the difference"
