@@ -36,6 +36,8 @@ _INITIALISATIONS = {
 }
 _SCORED = {"wikitext": "word_perplexity", "lambada_openai": "acc"}
 """The metrics of the tasks that the table shows."""
+_WIDE = 10_000
+"""Perplexities from here on, of models that hardly know the language, would take other columns' room."""
 _WITHOUT_REFERENCE = ("reference", "random", "half-width")
 
 
@@ -125,7 +127,9 @@ def _score_text(line: EvaluationLine, score: Score | None, metric: str) -> str |
     value = number_of(score.value if line.metric == metric else score.beside.get(metric, (None, None))[0])
     if value is None:
         return None
-    text = percent(value) if metric == "acc" else f"{value:,.2f}"
+    text = (
+        percent(value) if metric == "acc" else f"{value:,.2f}" if value < _WIDE else f"{value:.3g}".replace("e+0", "e")
+    )
     return text if line.whole else f"{text} ({line.rows:,} of {line.rows_in_split:,} rows)"
 
 
