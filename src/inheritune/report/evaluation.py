@@ -7,32 +7,30 @@ they are. Accuracies are shown in percent, perplexities as they are.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from inheritune.report.numbers import NOT_APPLICABLE, number_of, percent
 from inheritune.report.table import dict_of, escaped
-from inheritune.scores import Evaluation, Line, Model, Paired, Score
+from inheritune.scores import Evaluation, Line, Paired, Score
 
 if TYPE_CHECKING:
     from rich.console import Group
-    from rich.table import Table
 
 _SHARES = ("exact_match", "em", "f1")
-_LEAST_TASK, _LEAST_NAME = 18, 10
-"""Columns of a terminal that a task's name and a model's have at least."""
-
-
 _VERDICT = ("Task", "Model", "Verdict", "Of the reference", "Baselines beaten", "Bold rule")
-_BOLD_RULE = "Bold rule, as printed: at least 90% of the reference’s score, or better than two baselines."
-_MOST_PAIRS = 12
-"""Paired differences that a terminal shows whole."""
+BOLD_RULE = "Bold rule, as printed: at least 90% of the reference’s score, or better than two baselines."
 
 
 def is_share(metric: str) -> bool:
     """Whether a metric is a share of rows, which tables show in percent: `acc`, `acc_norm`, `exact_match`."""
     return metric == "acc" or metric.startswith("acc_") or metric in _SHARES
+
+
+def is_scored(evaluation: Evaluation, line: Line) -> bool:
+    """Whether a model has a score on a line; of a group with gaps it may be of the tasks that are there."""
+    return any(line.name in scores for scores in evaluation.scores.values())
 
 
 def shown(metric: str, value: Any, error: Any = None) -> str:
@@ -90,7 +88,7 @@ class _Row:
 
 
 @dataclass(frozen=True)
-class _Sheet:
+class Sheet:
     """A table as text, for any format."""
 
     title: str
@@ -105,7 +103,7 @@ class _Sheet:
 def _score_rows(evaluation: Evaluation) -> Iterator[_Row]:
     for line in evaluation.lines:
         scores = [evaluation.scores.get(model.name, {}).get(line.name) for model in evaluation.models]
-        rows = NOT_APPLICABLE if line.gap is not None else _rows(line)
+        rows = NOT_APPLICABLE if line.gap is not None and not is_scored(evaluation, line) else _rows(line)
         levels = [shown(line.metric, level) for level in (line.chance, line.majority)]
         cells = tuple(_cell(line.metric, score) for score in scores)
         yield _Row(line_title(line), _metric(line), str(line.shots), rows, levels[0], levels[1], cells)
@@ -145,7 +143,7 @@ def _title(evaluation: Evaluation, what: str) -> str:
 
 def _score_notes(evaluation: Evaluation) -> Iterator[str]:
     """What the numbers mean, as far as the table has such; then the gaps."""
-    lines = [line for line in evaluation.lines if line.gap is None]
+    lines = [line for line in evaluation.lines if line.gap is None or is_scored(evaluation, line)]
     scores = [score for by_line in evaluation.scores.values() for score in by_line.values()]
     kinds = {"Accuracies in percent": any(is_share(line.metric) for line in lines)}
     kinds["perplexities as they are"] = any("perplexity" in line.metric for line in lines)
@@ -165,16 +163,17 @@ def _score_notes(evaluation: Evaluation) -> Iterator[str]:
         yield "Rows cut: their beginning did not fit into the model’s context."
     for line in evaluation.lines:
         if line.gap is not None:
-            yield f"{line.title} was not evaluated: {line.gap}"
+            how = "evaluated only in part" if is_scored(evaluation, line) else "not evaluated"
+            yield f"{line.title} was {how}: {line.gap}"
 
 
-def _score_sheet(evaluation: Evaluation) -> _Sheet:
+def _score_sheet(evaluation: Evaluation) -> Sheet:
     header = ("Task", "Metric", "Shots", "Rows", "Chance", "Majority", *(model.name for model in evaluation.models))
     rows = [(r.task, r.metric, r.shots, r.rows, r.chance, r.majority, *r.cells) for r in _score_rows(evaluation)]
-    return _Sheet(_title(evaluation, "Scores"), header, tuple(rows), 2, tuple(_score_notes(evaluation)))
+    return Sheet(_title(evaluation, "Scores"), header, tuple(rows), 2, tuple(_score_notes(evaluation)))
 
 
-def _paired_sheet(evaluation: Evaluation) -> _Sheet | None:
+def _paired_sheet(evaluation: Evaluation) -> Sheet | None:
     """Differences between two models on the same rows; None where there are none."""
     lines = {line.name: line for line in evaluation.lines}
     rows = [_paired_row(pair, lines[pair.line]) for pair in evaluation.paired if pair.line in lines]
@@ -186,7 +185,7 @@ def _paired_sheet(evaluation: Evaluation) -> _Sheet | None:
         notes.append("p: McNemar’s exact two-sided test on the rows that one of the two alone answered right.")
     if any(line.better == "lower" for line in lines.values()):
         notes.append("↓: lower is better, so that a negative difference favours the first.")
-    return _Sheet(_title(evaluation, "Paired differences"), header, tuple(rows), 2, tuple(notes))
+    return Sheet(_title(evaluation, "Paired differences"), header, tuple(rows), 2, tuple(notes))
 
 
 def _paired_row(pair: Paired, line: Line) -> tuple[str, ...]:
@@ -210,7 +209,7 @@ def _p(pair: Paired) -> str:
     return "<0.001" if pair.p_value < 0.001 else f"{pair.p_value:.3f}"
 
 
-def _published_sheets(evaluation: Evaluation) -> Iterator[_Sheet]:
+def _published_sheets(evaluation: Evaluation) -> Iterator[Sheet]:
     """What `--against published` set beside it (see `against.beside_published`); what is not recorded is left out."""
     lines = {line.name: line for line in evaluation.lines}
     found = {name: dict_of(record) for name, record in dict_of(evaluation.published.get("lines")).items()}
@@ -225,13 +224,13 @@ def _published_sheets(evaluation: Evaluation) -> Iterator[_Sheet]:
         notes = []  # they are the same for all
     judged = [row for line, record in beside for row in _judged_rows(line, record)]
     if judged:
-        yield _Sheet(_title(evaluation, "Beside the published scores"), _VERDICT, tuple(judged), 3, (_BOLD_RULE,))
+        yield Sheet(_title(evaluation, "Beside the published scores"), _VERDICT, tuple(judged), 3, (BOLD_RULE,))
     yield from _average_sheets(evaluation, dict_of(evaluation.published.get("figure_1")))
 
 
 def _figures_sheet(
     models: Sequence[str], records: Sequence[tuple[Line, dict[str, Any]]], notes: Sequence[str]
-) -> _Sheet:
+) -> Sheet:
     """The published figures as printed; what there is more of, tasks or models, goes down."""
     tasks = [f"{line.name} ({record.get('heading')})" for line, record in records]
     figures = [[_printed(record["figures"][model]) for model in models] for _, record in records]
@@ -241,7 +240,7 @@ def _figures_sheet(
     else:
         rows = [(model, *row) for model, row in zip(models, zip(*figures, strict=True), strict=True)]
         header = ("Published model", *tasks)
-    return _Sheet(f"Published, table {records[0][1].get('table')}, as printed", header, tuple(rows), 1, tuple(notes))
+    return Sheet(f"Published, table {records[0][1].get('table')}, as printed", header, tuple(rows), 1, tuple(notes))
 
 
 def _printed(figure: Any) -> str:
@@ -257,7 +256,7 @@ def _judged_rows(line: Line, record: dict[str, Any]) -> Iterator[tuple[str, ...]
         yield line_title(line), model, str(verdict.get("text", "")), percent(bold.get("share")), beaten, rule
 
 
-def _average_sheets(evaluation: Evaluation, figure: dict[str, Any]) -> Iterator[_Sheet]:
+def _average_sheets(evaluation: Evaluation, figure: dict[str, Any]) -> Iterator[Sheet]:
     """Figure 1's averages, where a model has one."""
     models = {name: dict_of(average) for name, average in dict_of(figure.get("models")).items()}
     rows = [(name, percent(average.get("nine")), percent(average.get("mmlu"))) for name, average in models.items()]
@@ -265,10 +264,10 @@ def _average_sheets(evaluation: Evaluation, figure: dict[str, Any]) -> Iterator[
         return
     notes = [f"Assumed: {figure['assumption']}."] if figure.get("assumption") else []
     notes += [f"{name}: {average['reason']}." for name, average in models.items() if average.get("reason")]
-    yield _Sheet(_title(evaluation, "Figure 1"), ("Model", "Mean of nine", "MMLU"), tuple(rows), 1, tuple(notes))
+    yield Sheet(_title(evaluation, "Figure 1"), ("Model", "Mean of nine", "MMLU"), tuple(rows), 1, tuple(notes))
 
 
-def _verdict_sheet(evaluation: Evaluation) -> _Sheet | None:
+def _verdict_sheet(evaluation: Evaluation) -> Sheet | None:
     """What may be said of each score, and the poster's bold rule beside it; None where nothing was judged."""
     lines = {line.name: line for line in evaluation.lines}
     judged = {name: {"models": found} for name, found in evaluation.judged.items() if name in lines}
@@ -276,176 +275,29 @@ def _verdict_sheet(evaluation: Evaluation) -> _Sheet | None:
     if not rows:
         return None
     if all(rule == NOT_APPLICABLE for *_, rule in rows):  # no reference and no baselines here: the verdict alone
-        return _Sheet(_title(evaluation, "Verdicts"), _VERDICT[:3], tuple(row[:3] for row in rows), 3, ())
-    return _Sheet(_title(evaluation, "Verdicts"), _VERDICT, tuple(rows), 3, (_BOLD_RULE,))
+        return Sheet(_title(evaluation, "Verdicts"), _VERDICT[:3], tuple(row[:3] for row in rows), 3, ())
+    return Sheet(_title(evaluation, "Verdicts"), _VERDICT, tuple(rows), 3, (BOLD_RULE,))
 
 
-def _sheets(evaluation: Evaluation) -> list[_Sheet]:
+def _sheets(evaluation: Evaluation) -> list[Sheet]:
     """The tables of an evaluation, that of the scores first."""
     found = (_score_sheet(evaluation), _verdict_sheet(evaluation), _paired_sheet(evaluation))
     return [sheet for sheet in found if sheet is not None] + list(_published_sheets(evaluation))
 
 
-def _for_the_terminal(evaluation: Evaluation) -> Evaluation:
-    """Where many models are paired, those pairs alone that have the reference in them; files have all."""
-    references = {model.name for model in evaluation.models if model.role == "reference"}
-    kept = tuple(pair for pair in evaluation.paired if references & {pair.first, pair.second})
-    return replace(evaluation, paired=kept) if kept and len(evaluation.paired) > _MOST_PAIRS else evaluation
-
-
 def render_evaluation(evaluation: Evaluation, *, width: int = 80) -> Group:
-    """An evaluation for the terminal: scores with what lies beside them, then the other tables.
+    """An evaluation for the terminal, in short: scores, verdicts on one model, paired and published figures.
 
     Args:
         evaluation: what is shown.
         width: columns to fit. Models that have no room go into further tables of the same rows.
     """
-    from rich.console import Group
-    from rich.text import Text
+    from inheritune.report.evaluation_terminal import in_short
 
-    scores, *others = _sheets(_for_the_terminal(evaluation))
-    parts: list[Any] = [*_score_tables(evaluation, scores.title, width), *_notes(scores)]
-    for sheet in others:
-        parts += [Text(), _plain_table(sheet, width), *_notes(sheet)]
-    return Group(*parts)
+    def published(record: dict[str, Any]) -> Iterator[Sheet]:
+        yield from _published_sheets(replace(evaluation, limited=None, published=record))
 
-
-def _notes(sheet: _Sheet) -> Iterator[Any]:
-    from rich.text import Text
-
-    # Text, not str: rich would read a name as markup.
-    yield from (Text(note, style="dim") for note in sheet.notes)
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """How a table of scores fits: which models stand side by side, and what goes onto a second line."""
-
-    models: Sequence[Model]
-    long_marks: bool
-    """Whether marks stand beside scores, not below them."""
-    long_names: bool
-    """Whether metric and shots stand beside a task's name."""
-
-
-def _score_tables(evaluation: Evaluation, title: str, width: int) -> Iterator[Table]:
-    """The scores, a table for as many models as have room side by side; of no model one table of the tasks."""
-    from rich.text import Text
-
-    rows, start = list(_score_rows(evaluation)), 0
-    while start == 0 or start < len(evaluation.models):
-        layout = _layout(evaluation.models[start:], [replace(row, cells=row.cells[start:]) for row in rows], width)
-        cells = [row.cells[start : start + len(layout.models)] for row in rows]
-        columns: list[list[Any]] = [
-            [Text("Task"), *(_task(row, layout) for row in rows)],
-            [Text("Rows"), *(Text("" if row.beside else _broken(row.rows)) for row in rows)],
-            [Text("Chance"), *(Text(row.chance) for row in rows)],
-            [Text("Major-\nity"), *(Text(row.majority) for row in rows)],
-        ]
-        for index, model in enumerate(layout.models):
-            texts = [row[index] if layout.long_marks else _broken(row[index]) for row in cells]
-            columns.append([Text(model.name), *map(Text, texts)])
-        table = _table(title if start == 0 else f"{title} (continued)", columns, words=1, width=width)
-        for row, styled in zip(rows, table.rows, strict=True):
-            styled.style = "dim" if row.beside else None
-        yield table
-        start += max(1, len(layout.models))
-
-
-def _task(row: _Row, layout: _Layout) -> Any:
-    """A row's name on a terminal, which has no columns for metric and shots."""
-    from rich.text import Text
-
-    if row.beside:
-        return Text(f"  {row.metric}")
-    metric = f"{row.metric}, {row.shots}-shot"
-    return Text.assemble(row.task, (f" ({metric})" if layout.long_names else f"\n{metric}", "dim"))
-
-
-def _names(rows: Sequence[_Row]) -> int:
-    """Characters that the longest name needs where metric and shots stand beside it."""
-    return max((len(f"{row.task} ({row.metric}, {row.shots}-shot)") for row in rows if not row.beside), default=0)
-
-
-def _broken(cell: str) -> str:
-    """A cell with its marks, its interval, or the rows of the split on lines of their own."""
-    return cell.replace(" ~", "\n~").replace(" of ", " of\n").replace(" (", "\n(")
-
-
-def _layout(models: Sequence[Model], rows: Sequence[_Row], width: int) -> _Layout:
-    """The first of the models, as many as have room, one at least, on as few lines as there is room for."""
-    fixed = (
-        max([4, *(len(part) for row in rows for part in _broken(row.rows).split("\n"))]) + len("Chance") + len("Major-")
-    )
-
-    def fits(count: int, task: int, *, long_marks: bool) -> bool:
-        cells = sum(_cell_room(rows, index, long_marks=long_marks) for index in range(count))
-        return task + fixed + cells + 4 + count + 1 <= width  # a blank between columns, one at each edge
-
-    for long_marks in (True, False):
-        if fits(len(models), _names(rows), long_marks=long_marks):
-            return _Layout(models, long_marks, long_names=True)
-    counts = range(len(models), 1, -1)
-    count = next((count for count in counts if fits(count, _LEAST_TASK, long_marks=False)), 1)
-    return _Layout(models[:count], long_marks=False, long_names=False)
-
-
-def _cell_room(rows: Sequence[_Row], index: int, *, long_marks: bool) -> int:
-    """Characters that a model's column needs: its name may be folded, its scores not."""
-    cells = (row.cells[index] if long_marks else _broken(row.cells[index]) for row in rows)
-    return max([_LEAST_NAME, *(len(part) for cell in cells for part in cell.split("\n"))])
-
-
-def _plain_table(sheet: _Sheet, width: int) -> Table:
-    """A table whose cells go onto several lines where there is too little room."""
-    from rich.text import Text
-
-    # Headings of several words go below themselves rather than widen a column of numbers.
-    headings = [word if index < sheet.words else word.replace(" ", "\n") for index, word in enumerate(sheet.header)]
-    needed = sum(_widest(column) for column in zip(headings, *sheet.rows, strict=True)) + len(headings) + 1
-    rows = sheet.rows if needed <= width else [tuple(map(_broken, row)) for row in sheet.rows]
-    columns = [list(map(Text, column)) for column in zip(headings, *rows, strict=True)]
-    return _table(sheet.title, columns, sheet.words, width)
-
-
-def _widest(texts: Iterable[str]) -> int:
-    return max(len(line) for text in texts for line in text.split("\n"))
-
-
-def _table(title: str, columns: Sequence[Sequence[Any]], words: int, width: int) -> Table:
-    """A table of columns of rich texts, headings first, no wider than `width` as long as every number has room."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    texts = [[text.plain for text in column] for column in columns]
-    widths = _widths(texts, words, width - len(columns) - 1)  # a blank between columns, one at each edge
-    table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
-    for index, (column, room) in enumerate(zip(columns, widths, strict=True)):
-        table.add_column(column[0], justify="left" if index < words else "right", overflow="fold", width=room)
-    for row in zip(*(column[1:] for column in columns), strict=True):
-        table.add_row(*row)
-    return table
-
-
-def _widths(columns: Sequence[Sequence[str]], words: int, room: int) -> list[int]:
-    """Each column's width: its longest word at least, then numbers on one line, then names, then headings.
-
-    Rich shrinks columns without regard to what must not be broken. Only names are: the words at the left, and headings.
-    """
-    longest = [[_widest(text.split() or [""]) for text in column] for column in columns]
-    widths = [
-        min(max(lengths), _LEAST_TASK) if index < words else max([min(lengths[0], _LEAST_NAME), *lengths[1:]])
-        for index, lengths in enumerate(longest)
-    ]
-    while sum(widths) > room and max(widths[:words]) > _LEAST_NAME:
-        widths[widths.index(max(widths[:words]))] -= 1
-    whole = [_widest(column) for column in columns]
-    numbers = [width if index < words else _widest(columns[index][1:] or [""]) for index, width in enumerate(widths)]
-    for wanted in (numbers, whole[:words] + numbers[words:], whole):
-        while sum(widths) < room and (lacking := max(map(int.__sub__, wanted, widths))) > 0:
-            widths[[want - width for want, width in zip(wanted, widths, strict=True)].index(lacking)] += 1
-    return widths
+    return in_short(evaluation, published, width)
 
 
 def markdown_evaluation(evaluation: Evaluation) -> str:
@@ -453,7 +305,7 @@ def markdown_evaluation(evaluation: Evaluation) -> str:
     return "\n".join(_markdown(sheet) for sheet in _sheets(evaluation))
 
 
-def _markdown(sheet: _Sheet) -> str:
+def _markdown(sheet: Sheet) -> str:
     rule = ["---" if index < sheet.words else "---:" for index in range(len(sheet.header))]
     rows = [[_in_markdown(cell) for cell in row] for row in (sheet.header, *sheet.rows)]
     table = "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:]))
@@ -495,7 +347,7 @@ def latex_evaluation(evaluation: Evaluation) -> str:
     return "% \\usepackage[T1]{fontenc} \\usepackage{booktabs}\n" + "\n".join(map(_latex, _sheets(evaluation)))
 
 
-def _latex(sheet: _Sheet) -> str:
+def _latex(sheet: Sheet) -> str:
     columns = "l" * sheet.words + "r" * (len(sheet.header) - sheet.words)
     header, *rows = (" & ".join(map(_in_latex, row)) + r" \\" for row in (sheet.header, *sheet.rows))
     notes = " ".join(map(_in_latex, sheet.notes))
