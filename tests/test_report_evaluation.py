@@ -386,7 +386,7 @@ def test_five_models_stand_side_by_side_in_eighty_columns() -> None:
     [
         (3.456, 0.5, "3.46±0.50"),
         (99.996, 1.0, "100.0±1.0"),
-        (9999.6, 1234.5, "10,000±1,234"),
+        (9999.6, 1234.5, "10,000±1,230"),
         (63622.4, 1234.5, "63,620±1,230"),
         (99999.0, None, "1.00e5"),
         (50000.0, 2e5, "50,000±2.0e5"),
@@ -405,7 +405,7 @@ def test_a_perplexity_on_a_terminal(value: float, error: float | None, text: str
     ("near", "meaning"), [("chance", "above chance"), ("majority", "above the best constant answer")]
 )
 def test_only_marks_in_use_are_explained(near: str, meaning: str) -> None:
-    text = printed(evaluation([line()], {"a": score_on_piqa(near=(near,))}))
+    text = printed(evaluation([line()], {"a": score_on_piqa(near=(near,))}), 120)
     assert f" {near[0]}: no more than two standard errors {meaning}.\n" in text
     assert f"70.0±1.1 {near[0]}\n" in text
 
@@ -415,7 +415,7 @@ def test_models_without_room_go_into_further_tables() -> None:
     text = printed(evaluation([line()], scores), 80)
     assert text.count("Scores, suite quick (continued)") == 1
     heads = [words(row) for row in text.splitlines() if "Task" in row]
-    assert [len(head.split()) for head in heads] == [9, 6] or [len(head.split()) for head in heads] == [7, 6]
+    assert [len(head.split()) for head in heads] == [7, 6]
     assert re.findall(r"model-\d", text) == [f"model-{number}" for number in range(9)]
     assert text.count("Accuracies in percent") == 1
     assert "continued" not in printed(evaluation([line()], scores), 160)
@@ -423,11 +423,13 @@ def test_models_without_room_go_into_further_tables() -> None:
 
 def test_long_names_break_within_their_columns() -> None:
     scores = {f"checkpoints/inherit-{number}-every_other": score_on_piqa() for number in range(5)}
-    rows = printed(evaluation([line()], scores), 80).splitlines()
-    assert max(map(len, rows)) <= 80
-    assert rows[-3].split() == ["piqa", "1,838", *["70.0±1.1"] * 5] or "piqa" in rows[-3]
-    assert "continued" not in "\n".join(rows)
-    assert [row.split()[-1] for row in rows[1:4]]
+    assert printed(evaluation([line()], scores), 80).splitlines()[1:6] == [
+        "            checkpoints/  checkpoints/  checkpoints/  checkpoints/  checkpoints/",
+        "              inherit-0-    inherit-1-    inherit-2-    inherit-3-    inherit-4-",
+        "Task  Rows   every_other   every_other   every_other   every_other   every_other",
+        "────────────────────────────────────────────────────────────────────────────────",
+        "piqa 1,838      70.0±1.1      70.0±1.1      70.0±1.1      70.0±1.1      70.0±1.1",
+    ]
 
 
 def test_marks_go_below_scores_only_where_there_is_no_room() -> None:
@@ -454,11 +456,7 @@ def test_verdicts_are_of_the_first_model_on_a_terminal_and_of_all_in_files() -> 
         "gone": {"target": judged("worse")},
     }
     text = printed(replace(five(), judged=of, paired=()), 80)
-    at = text.index("Verdicts")
-    assert text[at:].splitlines() == [
-        "Verdicts, suite quick: target",
-        "Task            Than chance  Than majority  Than reference  Of reference  Bold rule",
-    ] or text[at:].splitlines() == [
+    assert text[text.index("Verdicts") :].splitlines() == [
         "Verdicts, suite quick: target",
         "Task           Than chance Than majority Than reference Of reference Bold rule",
         "──────────────────────────────────────────────────────────────────────────────",
@@ -493,7 +491,7 @@ def test_of_many_pairs_a_terminal_shows_those_with_the_reference() -> None:
     text = printed(many, 80)
     assert text.count("target − reference") == text.count("target − ") == 3
     assert "evaluation.md has the other pairs." in text
-    assert "piqa            target − reference    +0.5 (−3.0 to +4.0)  p 0.86" in text
+    assert "piqa target − reference +0.5 (−3.0 to +4.0) p 0.86" in words(text)
     assert len(tables(many)[1]) == 14
     nobody = replace(many, models=tuple(replace(each, role="model") for each in many.models))
     assert printed(nobody, 80).count("target − ") == 13
@@ -605,9 +603,7 @@ def test_what_is_not_compared_says_why_and_the_source_is_named_once(form: Any) -
 
 def test_published_figures_on_a_terminal() -> None:
     text = printed(beside(), 100)
-    assert "GPT-2 Large, 36 layers, rand init, 100K steps                  34.84" in re.sub(
-        r"(steps) +", r"\1" + " " * 18, text
-    )
+    assert "GPT-2 Large, 36 layers, rand init, 100K steps 34.84" in words(text)
     assert "GPT-2 Large, 18 layers, rand init, 200K steps" not in text  # of this line it has no figure
     assert "wsc (Winograd)" in text
     assert "Beside the published scores: Target\n" in text
