@@ -405,7 +405,7 @@ def test_a_perplexity_on_a_terminal(value: float, error: float | None, text: str
     ("near", "meaning"), [("chance", "above chance"), ("majority", "above the best constant answer")]
 )
 def test_only_marks_in_use_are_explained(near: str, meaning: str) -> None:
-    text = printed(evaluation([line()], {"a": score_on_piqa(near=(near,))}), 120)
+    text = printed(evaluation([line()], {"a": score_on_piqa(near=(near,))}), 160)
     assert f" {near[0]}: no more than two standard errors {meaning}.\n" in text
     assert f"70.0±1.1 {near[0]}\n" in text
 

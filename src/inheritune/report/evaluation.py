@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from inheritune.report.evaluation_numbers import BOLD_RULE, Sheet, is_scored, is_share
 from inheritune.report.numbers import NOT_APPLICABLE, number_of, percent
 from inheritune.report.table import dict_of, escaped
 from inheritune.scores import Evaluation, Line, Paired, Score
@@ -18,19 +19,10 @@ from inheritune.scores import Evaluation, Line, Paired, Score
 if TYPE_CHECKING:
     from rich.console import Group
 
-_SHARES = ("exact_match", "em", "f1")
+
+__all__ = ["is_share", "latex_evaluation", "line_title", "markdown_evaluation", "render_evaluation", "shown"]
+
 _VERDICT = ("Task", "Model", "Verdict", "Of the reference", "Baselines beaten", "Bold rule")
-BOLD_RULE = "Bold rule, as printed: at least 90% of the reference’s score, or better than two baselines."
-
-
-def is_share(metric: str) -> bool:
-    """Whether a metric is a share of rows, which tables show in percent: `acc`, `acc_norm`, `exact_match`."""
-    return metric == "acc" or metric.startswith("acc_") or metric in _SHARES
-
-
-def is_scored(evaluation: Evaluation, line: Line) -> bool:
-    """Whether a model has a score on a line; of a group with gaps it may be of the tasks that are there."""
-    return any(line.name in scores for scores in evaluation.scores.values())
 
 
 def shown(metric: str, value: Any, error: Any = None) -> str:
@@ -85,19 +77,6 @@ class _Row:
     """One a model, in the evaluation's order."""
     beside: bool = False
     """Whether it goes with the score above it."""
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """A table as text, for any format."""
-
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    words: int
-    """How many columns, from the left, hold words; the others hold numbers."""
-    notes: tuple[str, ...]
-    """Sentences that go below it."""
 
 
 def _score_rows(evaluation: Evaluation) -> Iterator[_Row]:

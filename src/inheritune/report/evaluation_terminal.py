@@ -11,7 +11,15 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
-from inheritune.report.evaluation import BOLD_RULE, Sheet, is_scored, is_share
+from inheritune.report.evaluation_numbers import (
+    BOLD_RULE,
+    Sheet,
+    at_places,
+    is_scored,
+    is_share,
+    places_of,
+    short_number,
+)
 from inheritune.report.numbers import NOT_APPLICABLE, number_of, percent
 from inheritune.report.table import dict_of
 from inheritune.report.terminal_table import LEAST_NAME, Column, table, widest
@@ -22,8 +30,6 @@ _MOST_PAIRS = 12
 """Paired differences that a terminal shows whole."""
 _MOST_PUBLISHED = 8
 """Published models that it shows."""
-_SCIENTIFIC = 100_000
-"""From here on a perplexity has an exponent."""
 
 
 def in_short(evaluation: Evaluation, published: Callable[[dict[str, Any]], Iterable[Sheet]], width: int) -> Group:
@@ -52,43 +58,6 @@ def _notes(*notes: str) -> Iterator[Text]:
     """Notes below a table, each a paragraph, and a blank line."""
     yield from (Text(note, style="dim") for note in notes if note)
     yield Text()
-
-
-def _number(metric: str, value: Any, error: Any = None) -> str:
-    """A score and its standard error: `61.2±1.1`, `1,035±12`, `3.05e5±2.0e5`."""
-    number, spread = number_of(value), number_of(error)
-    if number is None:
-        return NOT_APPLICABLE
-    places = _places(metric, number)
-    text = _at(metric, number, places)
-    if spread is None:
-        return text
-    if "e" in text:
-        return f"{text}±{_scientific(spread, 1) if spread else '0'}"
-    return f"{text}±{_at(metric, spread, min(places, _places(metric, spread)), 1)}"
-
-
-def _places(metric: str, value: float) -> int:
-    """Decimals of a number: four significant digits at most, but of percentages, which have one decimal."""
-    if is_share(metric) or not value:
-        return 1 if is_share(metric) else 2
-    exponent = int(f"{abs(value):.3e}".partition("e")[2])
-    return min(2 if "perplexity" in metric else 3, 3 - exponent)
-
-
-def _at(metric: str, value: float, places: int, digits: int = 2, sign: str = "") -> str:
-    """A number in its metric's unit, rounded; one that is too long has so many digits, and an exponent."""
-    if is_share(metric):
-        text = f"{100 * value:{sign}z,.{places}f}"
-    elif abs(round(value, places)) >= _SCIENTIFIC:
-        text = _scientific(value, digits, sign)
-    else:
-        text = f"{round(value, places):{sign}z,.{max(0, places)}f}"
-    return text.replace("-", "−")
-
-
-def _scientific(value: float, digits: int, sign: str = "") -> str:
-    return re.sub(r"e\+?(-?)0*(?=\d)", r"e\1", f"{value:{sign}.{digits}e}").replace("-", "−")
 
 
 def _alike(found: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
@@ -128,10 +97,13 @@ def _score_rows(evaluation: Evaluation) -> Iterator[_Row]:
         cells = tuple(
             (NOT_APPLICABLE, "")
             if score is None
-            else (_number(line.metric, score.value, score.standard_error), "".join(level[0] for level in score.near))
+            else (
+                short_number(line.metric, score.value, score.standard_error),
+                "".join(level[0] for level in score.near),
+            )
             for score in scores
         )
-        levels = (_number(line.metric, line.chance), _number(line.metric, line.majority))
+        levels = (short_number(line.metric, line.chance), short_number(line.metric, line.majority))
         yield _Row(_task(line), _rows(evaluation, line), levels, cells)
         for name, values in _beside(scores):
             yield _Row(f"  {name}", "", ("", ""), tuple((value, "") for value in values), beside=True)
@@ -156,10 +128,10 @@ def _beside(scores: Sequence[Score | None]) -> Iterator[tuple[str, list[str]]]:
     none: tuple[float | None, float | None] = (None, None)
     present = [score for score in scores if score is not None]
     if any(score.rescaled is not None for score in present):
-        yield "rescaled", [_number("acc", None if score is None else score.rescaled) for score in scores]
+        yield "rescaled", [short_number("acc", None if score is None else score.rescaled) for score in scores]
     for metric in dict.fromkeys(metric for score in present for metric in score.beside):
         pairs = [none if score is None else score.beside.get(metric, none) for score in scores]
-        yield metric, [_number(metric, value, error) for value, error in pairs]
+        yield metric, [short_number(metric, value, error) for value, error in pairs]
     if any(score.cut_rows for score in present):
         yield "rows cut", [NOT_APPLICABLE if score is None else f"{score.cut_rows:,}" for score in scores]
 
@@ -272,9 +244,11 @@ def _score_notes(evaluation: Evaluation, layout: _Layout) -> Iterator[str]:
     lines = [line for line in evaluation.lines if line.gap is None or is_scored(evaluation, line)]
     yield " ".join(_legend(evaluation, lines))
     if not layout.levels:
-        chance = _grouped((line.name, _number(line.metric, line.chance)) for line in lines if line.chance is not None)
+        chance = _grouped(
+            (line.name, short_number(line.metric, line.chance)) for line in lines if line.chance is not None
+        )
         constant = _grouped(
-            (line.name, _number(line.metric, line.majority)) for line in lines if line.majority is not None
+            (line.name, short_number(line.metric, line.majority)) for line in lines if line.majority is not None
         )
         yield " ".join([f"Chance: {chance}."] * bool(chance) + [f"Best constant answer: {constant}."] * bool(constant))
     yield _not_all_rows(evaluation, lines)
@@ -359,7 +333,7 @@ def _verdicts(
             "Bold rule", [("bold" if r["bold"] else "not bold") if r else NOT_APPLICABLE for r in rules], words=True
         ),
     ]
-    yield _title(f"{title}: {names[0]}")
+    yield _title(f"{title}: {_on_one_line(names[0])}")
     yield from table([column for column in columns if set(column.cells) != {NOT_APPLICABLE}], width)
     others = f"{_FILE} has those of all models." if len(names) > 1 else ""
     yield from _notes(f"{BOLD_RULE if any(rules) else ''} {others}".strip())
@@ -395,8 +369,8 @@ def _differences(evaluation: Evaluation, width: int) -> Iterator[Text]:
 def _difference(metric: str, pair: Paired) -> str:
     """`+0.5 (−3.0 to +4.0)`, to the decimals of the largest."""
     values = [number_of(value) for value in (pair.difference, pair.low, pair.high)]
-    places = min((_places(metric, value) for value in values if value is not None), default=0)
-    texts = [NOT_APPLICABLE if value is None else _at(metric, value, places, sign="+") for value in values]
+    places = min((places_of(metric, value) for value in values if value is not None), default=0)
+    texts = [NOT_APPLICABLE if value is None else at_places(metric, value, places, sign="+") for value in values]
     return f"{texts[0]} ({texts[1]} to {texts[2]})"
 
 
