@@ -18,10 +18,15 @@ from pathlib import Path
 from typing import Any
 
 
+def limit(words: argparse.Namespace) -> list[str]:
+    """The flag for the first rows alone, which both commands have."""
+    return [] if words.limit is None else ["--limit", str(words.limit)]
+
+
 def ours(words: argparse.Namespace) -> list[dict[str, Any]]:
     """Every task's scores as `inheritune evaluate` keeps them."""
     command = [sys.executable, "-m", "inheritune", "evaluate", words.model, "--suite", words.suite]
-    command += ["--datasets", words.datasets, "--out", str(words.work), "--device", "cpu"]
+    command += ["--datasets", words.datasets, "--out", str(words.work), "--device", "cpu", *limit(words)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((words.work / "evaluation").glob("*.json"))]
 
@@ -47,6 +52,7 @@ def theirs(command: list[str], task: dict[str, Any], words: argparse.Namespace) 
     out = words.work / "theirs" / task["task"]
     command += ["--model", "hf", "--model_args", f"pretrained={words.model}", "--device", "cpu"]
     command += ["--batch_size", str(task["settings"]["batch_size"]), "--output_path", str(out)]
+    command += [] if "--samples" in command else limit(words)
     ended = subprocess.run([sys.executable, "-m", *command], check=False, capture_output=True, text=True)
     if ended.returncode:
         lines = [line for line in ended.stderr.splitlines() if "Error" in line]
@@ -61,6 +67,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--datasets", required=True)
     parser.add_argument("--suite", default="quick,mmlu:5")
+    parser.add_argument("--limit", type=int, help="the first rows alone")
     parser.add_argument("--work", type=Path, required=True, help="a folder for what both write")
     parser.add_argument("--out", type=Path)
     words = parser.parse_args()
