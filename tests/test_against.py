@@ -215,6 +215,21 @@ def test_a_whole_line_is_compared_with_an_identified_column() -> None:
     assert beside_ours(line_of("wsc"), 0.56).models["ours"].verdict.reference == "within error"
 
 
+def test_each_model_is_judged_beside_its_own_runs_reference() -> None:
+    line = line_of("wsc")
+    values = {"a": 0.60, "a's": 0.61, "b": 0.80, "b's": 0.81}
+    roles: dict[str, Role] = {"a": "target", "a's": "reference", "b": "target", "b's": "reference"}
+    found = evaluation_of([line], {name: (roles[name], {"wsc": value}) for name, value in values.items()})
+    found = replace(found, models=tuple(replace(model, run=f"runs/{model.name[0]}") for model in found.models))
+    judged = judge(found, line)
+    standing = {name: one.verdict.reference for name, one in judged.items()}
+    assert standing == {"a": "within error", "a's": None, "b": "within error", "b's": None}
+    assert {name: one.bold.share for name, one in judged.items() if one.bold} == {
+        "a": pytest.approx(60 / 61),
+        "b": pytest.approx(80 / 81),
+    }
+
+
 @pytest.mark.parametrize("task", ["piqa", "logiqa", "mmlu", "mnli", "truthfulqa_mc2", "wikitext", "lambada_openai"])
 def test_a_column_that_is_not_identified_is_unknown(task: str) -> None:
     found = beside_ours(line_of(task, shots=5 if task == "mmlu" else 0))

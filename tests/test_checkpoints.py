@@ -89,7 +89,7 @@ def test_an_earlier_one_has_the_weights_of_its_step(finished: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "flags", [("--inherit.init", "attention+mlp"), ("--inherit.layers", "influence:2"), ("--train.export", "last")]
+    "flags", [("--inherit.init", "attention+mlp"), ("--inherit.layers", "angular:2"), ("--train.export", "last")]
 )
 def test_whatever_the_target_starts_from(
     flags: tuple[str, ...], llama_directory: Path, text: Path, tmp_path: Path
@@ -162,6 +162,39 @@ def test_a_damaged_one_is_not_exported(copied: Path, tmp_path: Path) -> None:
     with pytest.raises(Failed, match="damaged, its checksum differs"):
         export_checkpoint(copied, last, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_not_the_runs_is_passed_over(copied: Path) -> None:
+    before = checkpoint_directories(copied)
+    for name in ("rounds/4-old", "rounds/4-seed-x", "rounds/notes", "learning_rates/nan", "learning_rates/old"):
+        shutil.copytree(copied / "checkpoints", copied / name / "checkpoints")
+    (copied / "rounds" / "4").touch()
+    (copied / "learning_rates" / "0.001").touch()
+    (copied / "learning_rates" / "notes.txt").touch()
+    assert checkpoint_directories(copied) == before
+
+
+def test_one_exporter_for_all_of_a_run(finished: Path, tmp_path: Path) -> None:
+    """What a model starts from is not left in the next one."""
+    export, found = checkpoints.exporter(finished), checkpoint_directories(finished)
+    for one in (found[-1], found[0], found[-1]):
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        export(one, tmp_path / "out")
+    same_model(tmp_path / "out", finished / "model")
+
+
+def test_a_relative_reference_is_found_from_the_run(copied: Path, half: Path, tmp_path: Path) -> None:
+    """It may have been started in another working directory."""
+    known = read_json(copied / "reference.json")
+    (copied / "reference.json").write_text(json.dumps(known | {"source": "models/half"}))
+    last = checkpoint_directories(copied)[-1]
+    with pytest.raises(Refused, match=r"models/half: no such directory.*, from here or from"):
+        export_checkpoint(copied, last, tmp_path / "out")
+    shutil.copytree(half, copied / "models" / "half")
+    export_checkpoint(copied, last, tmp_path / "out")
+    assert (
+        load_file(tmp_path / "out" / "model.safetensors").keys() == load_file(copied / "model/model.safetensors").keys()
+    )
 
 
 @pytest.mark.parametrize("record", ["[]", "{}", "nonsense", '{"step": 1}'])

@@ -125,11 +125,29 @@ def test_layers_of_the_greatest_influence(shards: Path, llama_directory: Path, t
     words = ["inherit", str(llama_directory), "--layers", "influence:2", "--data", str(shards)]
     assert main([*words, "--out", str(tmp_path / "small")]) == 0
     record = record_of(tmp_path / "small")
-    found = record["influence"]
+    found = record["layer_choice"]
     greatest = sorted(range(4), key=lambda layer: -found["influence"][layer])[:2]
     assert record["layers_kept"] == found["layers"] == sorted(greatest)
     assert record["layers_word"] == "influence:2"
     assert (found["set"], found["tokens"]) == ("train", 2000 // 128 * 128)  # whole sequences of its 128 positions
+
+
+def test_layers_outside_the_stretch_that_turns_least(
+    shards: Path, llama_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["inherit", str(llama_directory), "--layers", "angular:3", "--data", str(shards)]
+    assert main([*words, "--out", str(tmp_path / "small")]) == 0
+    record = record_of(tmp_path / "small")
+    found = record["layer_choice"]
+    (dropped,) = set(range(4)) - set(record["layers_kept"])
+    assert found["angular"][0][dropped] == min(found["angular"][0])
+    assert record["layers_kept"] == found["layers"]
+    assert (record["layers_word"], found["measure"]) == ("angular:3", "angular")
+    assert f"angular on 1,920 tokens: layers {spelled(tuple(found['layers']))}, outside" in capsys.readouterr().err
+    # of the other measure there is the same record, from the same pass
+    assert main([*words[:3], "influence:3", *words[4:], "--out", str(tmp_path / "other")]) == 0
+    other = record_of(tmp_path / "other")["layer_choice"]
+    assert (other["angular"], other["influence"]) == (found["angular"], found["influence"])
 
 
 @pytest.mark.parametrize(
@@ -200,6 +218,31 @@ def test_a_scan_shows_every_prefix(
     assert record_of(tmp_path / "cut")["layers_kept"] == [0, 1]
 
 
+def test_a_scan_of_a_sample_says_so(
+    shards: Path, llama_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["inherit", str(llama_directory), "--scan", "--data", str(shards)]
+    records: list[dict[str, Any]] = []
+    for flags in (["--positions", "100"], ["--positions", "all"], []):
+        out = tmp_path / str(len(records))
+        assert main([*words, *flags, "--out", str(out)]) == 0
+        records.append(json.loads((out / "scan.json").read_text()))
+        assert ("100 scored" in capsys.readouterr().out) == (flags[-1:] == ["100"])
+    few, whole, plain = records
+    assert (few["positions"], few["sample_seed"]) == (100, 0)
+    assert (whole["positions"], whole["sample_seed"]) == (whole["tokens"], None)
+    assert plain == whole, "a set of fewer tokens than are sampled is scored whole"
+    assert (few["tokens"], few["bytes"], few["documents"]) == (whole["tokens"], whole["bytes"], whole["documents"])
+    assert (few["influence"], few["angular"]) == (whole["influence"], whole["angular"])
+
+
+def test_a_scan_tells_which_layers_a_measure_means(
+    shards: Path, llama_directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inherit", str(llama_directory), "--scan", "--data", str(shards), "--layers", "angular:1"]) == 0
+    assert "outside the stretch that turns least" in capsys.readouterr().err
+
+
 def test_a_prefix_scans_as_its_cut_measures(shards: Path, llama_directory: Path, tmp_path: Path) -> None:
     """The scan of a cut ends with what the reference's scan says of that prefix."""
     scanned = inheritune.scan(str(llama_directory), shards, console=Console())
@@ -244,6 +287,8 @@ SHARDS, UNJUDGED, OUT = "{shards}", "{unjudged}", ["--out", "{tmp}/new/out"]
         (["--layers", "influence:2", *OUT], "give --data"),
         (["--layers", "influence:5", "--data", SHARDS, *OUT], "influence:5"),
         (["--layers", "influence:2", "--data", "{tmp}/nowhere", *OUT], "nowhere: no manifest.json"),
+        (["--layers", "angular:2", *OUT], "layers: angular:2 is measured on tokens; give --data"),
+        (["--layers", "angular:5", "--data", SHARDS, *OUT], "angular:5"),
         (["--layers", "2", "--data", "{tmp}/nowhere", *OUT], "nowhere: no manifest.json"),
         (["--layers", "2", "--data", "", *OUT], "--data '': cannot name a directory"),
         (["--layers", "2", "--data", "{tmp}/file", *OUT], "Not a directory"),
@@ -257,6 +302,9 @@ SHARDS, UNJUDGED, OUT = "{shards}", "{unjudged}", ["--out", "{tmp}/new/out"]
         (["--layers", "2", "--revision", "main", *OUT], "a directory has no revision"),
         (["--layers", "2", "--trust_remote_code", "maybe", *OUT], "--trust_remote_code cannot be 'maybe'"),
         (["--layers", "2", "--sequence_length", "16", *OUT], "belongs to --scan"),
+        (["--layers", "2", "--positions", "16", *OUT], "belongs to --scan"),
+        (["--layers", "2", "--scan", "--data", SHARDS, "--positions", "0", *OUT], "--positions must be a number of 1"),
+        (["--layers", "2", "--scan", "--data", SHARDS, "--positions", "some", *OUT], "of 1 or more, or all"),
         (["--layers", "2", "--layer", "3", *OUT], "--layer"),
         (["--layers", "2", "more", *OUT], "more"),
         (["--layers", "2", "--out", ""], "--out '': cannot name a directory"),

@@ -217,7 +217,9 @@ def test_possible_controls(text: str, tmp_path: Path) -> None:
     assert load(text, tmp=tmp_path).controls == yaml.safe_load(text)["controls"]
 
 
-@pytest.mark.parametrize("word", ["25", "0-11,25", "0,2", "every:2", "last:13", "first:12+last:1", "influence:13"])
+@pytest.mark.parametrize(
+    "word", ["25", "0-11,25", "0,2", "every:2", "last:13", "first:12+last:1", "influence:13", "angular:13"]
+)
 def test_layer_words_are_read_as_they_are_written(word: str, tmp_path: Path) -> None:
     recipe = load("", "--inherit.layers", word, tmp=tmp_path)
     assert str(recipe.inherit.layers) == word

@@ -166,6 +166,16 @@ def test_other_data_is_judged_by_the_same_documents(llama_directory: Path, text:
     assert result["controls"]["other-data"]["validation_losses"] == result["target"]["validation_losses"]
 
 
+def test_a_control_that_another_one_is_already_is_left_out(llama_directory: Path, text: Path, tmp_path: Path) -> None:
+    flags = ("--inherit.layers", "2", "--train.max_steps", "3", "--controls", "[random@2, random, inherit@3, stack@2]")
+    console = Silent()
+    result = pipeline.run(recipe(llama_directory, text, *flags), tmp_path / "run", console=console)
+    assert set(result["controls"]) == {"random", "inherit@3", "stack@2"}
+    assert "share" in result
+    said = "The random@2 control would be the random control again at this depth; it is left out."
+    assert [line for line in console.lines if "left out" in line] == [said]
+
+
 def test_tails_that_fill_no_block_do_not_keep_data_from_being_compared(
     llama_directory: Path, text: Path, tmp_path: Path
 ) -> None:
@@ -186,13 +196,21 @@ def test_tails_that_fill_no_block_do_not_keep_data_from_being_compared(
         (("--compare", '{"prepared": "x"}'), "compare.prepared is 'x'; allowed: null"),
         (("--data.prepared", "x", "--compare", '{"prepared": "x", "tokens": 5}'), "compare.tokens is 5; allowed: null"),
         (("--train.learning_rate", "[]"), "train.learning_rate is []"),
-        (("--train.learning_rate", "[1e-3, 1e-3]"), "a list of different ones"),
+        (("--train.learning_rate", "[1e-3, 1e-3]"), "a list of such numbers, none of them twice"),
         (("--train.learning_rate", "[1e-3, 0]"), "above 0"),
         (("--train.learning_rate", "[1e-3, 1e-4]", "--train.final_learning_rate", "5e-4"), "final_learning_rate"),
         (("--train.learning_rate", "[1e-3, 1e-4]", "--data.development_share", "0"), "development set"),
         (("--controls", "[every-other]", "--inherit.layers", "every:2"), "as the target does; leave it out"),
         (("--controls", "[random@5]"), "random@5 is not possible, the reference has 4 layers"),
         (("--controls", "[random:1x]"), "2x to 100x after the colon"),
+        (("--controls", "[random@1:2x]"), "or both in this order, :2x@4"),
+        (("--controls", "[cut@2]"), "cut by itself: it is the target's start"),
+        (("--controls", "[stack]", "--inherit.layers", "1"), "stack takes layers 0, as the target does; leave it out"),
+        (("--train.max_steps", "2"), "train.warmup_steps is 2; allowed: fewer than train.max_steps (2)"),
+        (
+            ("--grow", "{}", "--compare", '{"tokens": 5}'),
+            "compare is {'tokens': 5, 'passes': 1}; allowed: null with grow",
+        ),
         (("--controls", "[distill]", "--train.objective.distill", "{}"), "without train.objective.distill"),
     ],
 )

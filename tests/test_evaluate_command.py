@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from huggingface_hub import ModelCard
 
 from evaluation_mirror import write_mirror
 from inheritune.cli import main
-from inheritune.errors import Refused
-from inheritune.pipeline import evaluation
+from inheritune.errors import Failed, Refused
+from inheritune.pipeline import evaluated_models, evaluation
+from inheritune.pipeline.checkpoints import Saved
 from inheritune.scores import Evaluation
 
 SUITE = ("--suite", "piqa,boolq,wsc")
@@ -51,18 +53,30 @@ def evaluate(*words: str | Path, mirror: Path) -> int:
     return main(["evaluate", *map(str, words), "--datasets", str(mirror)])
 
 
+def record(directory: Path) -> Evaluation:
+    return Evaluation.of(json.loads((directory / "evaluation.json").read_text(encoding="utf-8")))
+
+
+def change(path: Path, **keys: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | keys), encoding="utf-8")
+
+
+def pairs(found: Evaluation) -> set[tuple[str, str]]:
+    return {(pair.first, pair.second) for pair in found.paired}
+
+
 def test_a_run_is_its_target_reference_and_controls(
     run: Path, mirror: Path, llama_directory: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert evaluate(run, *SUITE, "--latex", mirror=mirror) == 0
-    found = Evaluation.of(json.loads((run / "evaluation.json").read_text(encoding="utf-8")))
+    found = record(run)
     assert [(model.name, model.role, model.tokens_trained) for model in found.models] == [
         ("target", "target", 600_000),
         ("reference", "reference", None),
         ("random:2x", "control", 1_200_000),
     ]
     assert found.models[1].source == str(llama_directory)
-    assert {(pair.first, pair.second) for pair in found.paired} == {("target", "reference"), ("target", "random:2x")}
+    assert pairs(found) == {("target", "reference"), ("random:2x", "reference"), ("target", "random:2x")}
     equal = [pair for pair in found.paired if pair.second == "random:2x"]  # the same weights
     assert all((pair.difference, pair.low, pair.high, pair.p_value) == (0.0, 0.0, 0.0, 1.0) for pair in equal)
     assert set(found.judged) == {"piqa", "boolq"}
@@ -86,7 +100,7 @@ def test_published_and_other_models_beside_it(
     out = tmp_path / "out"
     words = (run / "model", "--suite", "boolq", "--against", "published", llama_directory, "--out", out)
     assert evaluate(*words, mirror=mirror) == 0
-    found = Evaluation.of(json.loads((out / "evaluation.json").read_text(encoding="utf-8")))
+    found = record(out)
     assert [model.name for model in found.models] == ["half", llama_directory.name]
     beside = found.published["lines"]["boolq"]
     assert beside["status"] == "not compared"  # nine rows are not the poster's 3270
@@ -108,27 +122,172 @@ def test_cards_of_other_models_on_demand(gpt2_directory: Path, mirror: Path, tmp
     assert (model / "README.md").read_text(encoding="utf-8") == text
 
 
-def test_several_runs_keep_their_names(run: Path, mirror: Path, tmp_path: Path) -> None:
+def test_several_runs_keep_their_names_and_are_judged_beside_their_own_references(
+    run: Path, mirror: Path, gpt2_directory: Path, tmp_path: Path
+) -> None:
     other = tmp_path / "other"
     shutil.copytree(run, other)
+    change(other / "reference.json", source=str(gpt2_directory))
     assert evaluate(run, other, "--suite", "piqa", "--out", tmp_path / "out", mirror=mirror) == 0
-    found = Evaluation.of(json.loads((tmp_path / "out" / "evaluation.json").read_text(encoding="utf-8")))
-    assert [model.name for model in found.models][:4] == [
-        "half/target",
-        "half/reference",
-        "half/random:2x",
-        "other/target",
-    ]
+    found = record(tmp_path / "out")
+    names = ["target", "reference", "random:2x"]
+    assert [model.name for model in found.models] == [f"{one}/{name}" for one in ("half", "other") for name in names]
+    assert pairs(found) == {
+        *((f"{one}/{name}", f"{one}/reference") for one in ("half", "other") for name in ("target", "random:2x")),
+        *((f"{one}/target", f"{one}/random:2x") for one in ("half", "other")),
+        ("half/target", "other/target"),
+    }
+    verdicts = {name: judged["verdict"] for name, judged in found.judged["piqa"].items()}
+    assert verdicts["other/target"]["text"].endswith("not told apart from the reference")  # it is the same model
+    difference = next(pair for pair in found.paired if pair.second == "other/reference")
+    assert (difference.low, difference.high) == (0.0, 0.0)
     for one in (run, other):
-        assert "model-index" in (one / "model" / "README.md").read_text(encoding="utf-8")
+        card = ModelCard.load(one / "model" / "README.md")
+        assert card.data.model_name == one.name
+
+
+def test_runs_of_one_name_keep_their_paths(run: Path, mirror: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(run, tmp_path / "elsewhere" / "half"))
+    assert evaluate(run, other, "--suite", "piqa", "--out", tmp_path / "out", mirror=mirror) == 0
+    names = [model.name for model in record(tmp_path / "out").models if model.role == "target"]
+    assert names == [f"{run}/target", f"{other}/target"]
+
+
+def test_a_path_from_home(run: Path, mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(run.parent))
+    monkeypatch.chdir(run / "controls")
+    assert evaluate("~/half", "--suite", "piqa", mirror=mirror) == 0
+    assert record(run).models[0].source == str(run / "model")
+    assert [path.name for path in Path().iterdir()] == ["random-2x"]
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_a_relative_reference_is_found_from_here_or_from_the_run(
+    here: bool, run: Path, mirror: Path, llama_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "here"
+    shutil.copytree(llama_directory, (place if here else run) / "models" / "first")
+    place.mkdir(exist_ok=True)
+    monkeypatch.chdir(place)
+    change(run / "reference.json", source="models/first")
+    assert evaluate(run, "--suite", "piqa", mirror=mirror) == 0
+    assert record(run).models[1].source == ("models/first" if here else f"{run}/models/first")
+
+
+@pytest.mark.parametrize(
+    ("keys", "why"),
+    [
+        ({"source": "models/gone"}, "models/gone: no such directory"),
+        ({"fingerprint": "0"}, "its weights changed since"),
+    ],
+)
+def test_a_reference_that_is_gone_or_another_is_left_out(
+    keys: dict[str, str], why: str, run: Path, mirror: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    change(run / "reference.json", **keys)
+    assert evaluate(run, "--suite", "piqa", mirror=mirror) == 0
+    assert [model.role for model in record(run).models] == ["target", "control"]
+    (line,) = [one for one in capfd.readouterr().err.splitlines() if "left out" in one]
+    assert line.startswith(f"  the reference of {run} is left out: ")
+    assert why in line
+
+
+def test_the_first_to_compare_with_is_the_reference(
+    run: Path, mirror: Path, llama_directory: Path, gpt2_directory: Path, tmp_path: Path
+) -> None:
+    """Where no run brings one; of a run its target is taken."""
+    out = tmp_path / "out"
+    words = (llama_directory, "--suite", "piqa", "--against", run, gpt2_directory, "--out", out)
+    assert evaluate(*words, mirror=mirror) == 0
+    found = record(out)
+    assert [(model.name, model.role, model.tokens_trained) for model in found.models] == [
+        (llama_directory.name, "model", None),
+        ("half", "reference", 600_000),
+        (gpt2_directory.name, "model", None),
+    ]
+    assert found.models[1].source == str(run / "model")
+    assert (llama_directory.name, "half") in pairs(found)
+    assert found.judged["piqa"][llama_directory.name]["verdict"]["reference"] is not None
+    assert evaluate(run, "--suite", "piqa", "--against", llama_directory, mirror=mirror) == 0
+    assert [model.role for model in record(run).models] == ["target", "reference", "control", "model"]
+
+
+def test_calls_are_gathered(run: Path, mirror: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert evaluate(run, "--suite", "piqa", "--latex", mirror=mirror) == 0
+    first = record(run)
+    capfd.readouterr()
+    assert evaluate(run, "--suite", "boolq", mirror=mirror) == 0
+    assert "piqa" not in capfd.readouterr().out
+    found = record(run)
+    assert [line.name for line in found.lines] == ["piqa", "boolq"]
+    assert found.suite == "piqa,boolq"
+    assert found.scores["target"]["piqa"] == first.scores["target"]["piqa"]
+    assert {pair.line for pair in found.paired} == {"piqa", "boolq"}
+    assert set(found.judged) == {"piqa", "boolq"}
+    assert "boolq" in (run / "evaluation.tex").read_text(encoding="utf-8")
+    assert "boolq" in (run / "evaluation.md").read_text(encoding="utf-8")
+    assert evaluate(run, "--suite", "piqa", "--limit", "3", mirror=mirror) == 0
+    assert "Not all rows" in capfd.readouterr().out
+    assert record(run).lines == found.lines
+    assert record(run).limited is None
+    assert evaluate(run, "--suite", "piqa", mirror=mirror) == 0
+    assert record(run) == found
+
+
+def test_a_model_that_changed_keeps_nothing(run: Path, mirror: Path, llama_directory: Path) -> None:
+    assert evaluate(run, "--suite", "piqa", mirror=mirror) == 0
+    shutil.rmtree(run / "model")
+    shutil.copytree(llama_directory, run / "model")
+    assert evaluate(run, "--suite", "boolq", mirror=mirror) == 0
+    found = record(run)
+    assert set(found.scores["target"]) == {"boolq"}
+    assert set(found.scores["reference"]) == {"boolq", "piqa"}
+    assert not {pair.line for pair in found.paired if "target" in (pair.first, pair.second)} - {"boolq"}
+
+
+def test_a_damaged_record_is_written_anew(run: Path, mirror: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (run / "evaluation.json").write_text('{"format": 1, "lines": 3}', encoding="utf-8")
+    assert evaluate(run, "--suite", "piqa", mirror=mirror) == 0
+    assert "evaluation.json could not be read; it is written anew" in capfd.readouterr().err
+    assert record(run).suite == "piqa"
+
+
+def test_a_card_that_cannot_be_written_is_a_line(
+    run: Path, mirror: Path, gpt2_directory: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    cards = {}
+    for name, content in {
+        "latin": "# Modèle".encode("latin-1"),
+        "broken": b"---\n- a\n---\n",
+        "windows": b"# a\r\n",
+    }.items():
+        directory = Path(shutil.copytree(gpt2_directory, tmp_path / name))
+        cards[name] = directory / "README.md"
+        cards[name].write_bytes(content)
+    directories = [card.parent for card in cards.values()]
+    assert evaluate(*directories, "--suite", "piqa", "--card", "--out", tmp_path / "out", mirror=mirror) == 0
+    shown, told = capfd.readouterr()
+    assert "piqa" in shown
+    assert f"{cards['latin']} is left without the results: 'utf-8' codec can't decode" in told
+    assert f"{cards['broken']} is left without the results: the model card's front matter is no YAML mapping" in told
+    assert cards["latin"].read_bytes() == "# Modèle".encode("latin-1")
+    assert b"model-index" in cards["windows"].read_bytes()
+    assert b"# a\r\n" in cards["windows"].read_bytes()
+
+
+def test_the_table_is_shown_before_anything_can_fail_to_be_written(
+    run: Path, mirror: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (run / "evaluation.json").mkdir()
+    assert evaluate(run, "--suite", "piqa", mirror=mirror) == 1
+    assert "piqa" in capfd.readouterr().out
 
 
 def test_limits_are_said_in_everything_written(run: Path, mirror: Path) -> None:
     assert evaluate(run, "--suite", "piqa", "--limit", "3", "--latex", mirror=mirror) == 0
     for name in ("evaluation.md", "evaluation.tex", "model/README.md"):
         assert "the first 3 of 8 rows" in (run / name).read_text(encoding="utf-8"), name
-    record = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
-    assert record["limited"] == "piqa: the first 3 of 8 rows"
+    assert record(run).limited == "piqa: the first 3 of 8 rows"
 
 
 @pytest.mark.parametrize(
@@ -195,7 +354,7 @@ def test_data_sets_are_listed_and_tasks_written(
     assert lines[1].startswith("hf download --repo-type dataset EleutherAI/wikitext_document_level --local-dir DIR/")
     assert evaluate("--suite", "piqa", "--write_tasks", tmp_path / "tasks", mirror=mirror) == 0
     assert capfd.readouterr().out.strip() == f"lm_eval run --include_path {tmp_path / 'tasks'} --tasks piqa"
-    assert [path.name for path in (tmp_path / "tasks").iterdir()] == ["piqa.yaml"]
+    assert {path.name for path in (tmp_path / "tasks").iterdir()} == {"piqa.yaml", "written.json"}
 
 
 def test_no_more_than_one_at_a_time_in_a_directory(run: Path, mirror: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -219,31 +378,118 @@ def test_without_the_harness_one_line_says_how_to_get_it(
     assert "evaluation needs lm_eval; give: pip install lm-eval accelerate" in capfd.readouterr().err
 
 
-def test_checkpoints_are_a_curve(
-    run: Path, mirror: Path, gpt2_directory: Path, llama_directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each saved checkpoint is exported, evaluated and drawn; what was exported is gone afterwards."""
-    from inheritune.pipeline.checkpoints import Saved
-
-    saved = [Saved(run / f"checkpoints/step_{step}", "target", None, step, step * 1000) for step in (10, 20)]
+@pytest.fixture
+def saved(
+    gpt2_directory: Path, llama_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Path], dict[int, Path]]:
+    """Gives a run two checkpoints that become the two models; says where each was exported last."""
     sources = {10: gpt2_directory, 20: llama_directory}
 
-    def export(_run: Path, one: Saved, out: Path) -> None:
-        shutil.copytree(sources[one.step], out)
+    def give(run: Path) -> dict[int, Path]:
+        places: dict[int, Path] = {}
+        found = [Saved(run / f"checkpoints/step_{step}", "target", None, step, step * 1000) for step in sources]
+        for one in found:
+            one.path.mkdir(parents=True)
 
-    monkeypatch.setattr(evaluation, "checkpoint_directories", lambda _run: saved)
-    monkeypatch.setattr(evaluation, "export_checkpoint", export)
+        def export(one: Saved, out: Path) -> None:
+            assert not any(place.exists() for place in places.values())  # one at a time
+            if not one.path.exists():
+                raise Failed(f"{one.path}: gone")
+            places[one.step] = Path(shutil.copytree(sources[one.step], out))
+
+        known[run], exporters[run] = found, export
+        return places
+
+    known: dict[Path, list[Saved]] = {}
+    exporters: dict[Path, Callable[[Saved, Path], None]] = {}
+    monkeypatch.setattr(evaluated_models, "checkpoint_directories", lambda run: known.get(run, []))
+    monkeypatch.setattr(evaluated_models, "exporter", lambda run: exporters[run])
+    return give
+
+
+def test_checkpoints_are_a_curve(run: Path, mirror: Path, saved: Callable[[Path], dict[int, Path]]) -> None:
+    """Each is exported, evaluated and drawn; what was exported is gone afterwards, what a killed call left as well."""
+    places = saved(run)
+    stale = run / "evaluation" / ".checkpoint-killed" / "model"
+    stale.mkdir(parents=True)
     assert evaluate(run, "--suite", "piqa,boolq", "--checkpoints", mirror=mirror) == 0
-    found = Evaluation.of(json.loads((run / "evaluation.json").read_text(encoding="utf-8")))
+    found = record(run)
     assert [(model.name, model.role, model.step, model.tokens_trained) for model in found.models] == [
         ("step 10", "checkpoint", 10, 10_000),
         ("step 20", "checkpoint", 20, 20_000),
         ("target", "target", None, 600_000),
         ("reference", "reference", None, None),
     ]
+    assert [Path(model.source) for model in found.models[:2]] == [run / f"checkpoints/step_{n}" for n in (10, 20)]
+    assert pairs(found) == {("target", "reference"), ("step 20", "reference")}
     assert "<svg" in (run / "evaluation.svg").read_text(encoding="utf-8")
+    assert set(places) == {10, 20}
     assert {path.suffix for path in (run / "evaluation").iterdir() if path.name != ".lock"} == {".json"}
-    monkeypatch.setattr(evaluation, "checkpoint_directories", lambda _run: [])
+
+
+def test_checkpoints_and_controls_stay_beside_each_other(
+    run: Path, mirror: Path, saved: Callable[[Path], dict[int, Path]]
+) -> None:
+    saved(run)
+    assert evaluate(run, "--suite", "piqa", mirror=mirror) == 0
+    assert evaluate(run, "--suite", "piqa,boolq", "--checkpoints", mirror=mirror) == 0
+    found = record(run)
+    assert {model.name for model in found.models} == {"step 10", "step 20", "target", "reference", "random:2x"}
+    assert set(found.scores["random:2x"]) == {"piqa"}
+    assert ("target", "random:2x") in pairs(found)
+    drawn = (run / "evaluation.svg").read_text(encoding="utf-8")
+    assert evaluate(run, "--suite", "boolq", "--limit", "3", "--checkpoints", mirror=mirror) == 0
+    assert "the first 3 of 9 rows" in (run / "evaluation.svg").read_text(encoding="utf-8")  # of what was asked for
+    assert record(run).lines == found.lines
+    assert evaluate(run, "--suite", "piqa", mirror=mirror) == 0
+    assert (run / "evaluation.svg").read_text(encoding="utf-8") == drawn  # rewritten from the record
+    shutil.rmtree(run / "model")
+    shutil.copytree(run / "controls" / "random-2x" / "model", run / "model")
+    (run / "model" / "generation_config.json").write_text('{"temperature": 0.5}', encoding="utf-8")
+    assert evaluate(run, "--suite", "piqa", mirror=mirror) == 0
+    assert not (run / "evaluation.svg").exists()  # the checkpoints are of another training now
+
+
+def test_checkpoints_of_runs_of_one_name(
+    run: Path, mirror: Path, tmp_path: Path, saved: Callable[[Path], dict[int, Path]]
+) -> None:
+    other = Path(shutil.copytree(run, tmp_path / "elsewhere" / "half"))
+    saved(run), saved(other)
+    out = tmp_path / "out"
+    assert evaluate(run, other, "--suite", "piqa", "--checkpoints", "--out", out, mirror=mirror) == 0
+    names = [model.name for model in record(out).models]
+    assert names[:4] == [f"{one}/step {step}" for one in (run, other) for step in (10, 20)]
+    third = Path(shutil.copytree(run, tmp_path / "third", ignore=shutil.ignore_patterns("checkpoints")))
+    saved(third)
+    assert evaluate(run, third, "--suite", "piqa", "--checkpoints", "--out", out, mirror=mirror) == 0
+    names = [model.name for model in record(out).models]
+    assert names[:5] == ["half/step 10", "half/step 20", "third/step 10", "third/step 20", "half/target"]
+
+
+def test_checkpoints_of_a_run_under_way(
+    run: Path,
+    mirror: Path,
+    saved: Callable[[Path], dict[int, Path]],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Without a target; and a checkpoint that the run does not keep meanwhile is left out."""
+    shutil.rmtree(run / "model")
+    change(run / "result.json", state="running")
+    saved(run)
+    shutil.rmtree(run / "checkpoints" / "step_10")
+    assert evaluate(run, "--suite", "piqa", "--checkpoints", mirror=mirror) == 0
+    assert [model.name for model in record(run).models] == ["step 20", "reference"]
+    assert pairs(record(run)) == {("step 20", "reference")}
+    assert "step 10 is left out: the run went on, and did not keep it" in capfd.readouterr().err
+    shutil.rmtree(run / "checkpoints" / "step_20")
+    shutil.rmtree(run / "controls")
+    (run / "reference.json").unlink()
+    assert evaluate(run, "--suite", "piqa", "--checkpoints", mirror=mirror) == 1
+    assert "--checkpoints: none is there any more, the run went on" in capfd.readouterr().err
+
+
+def test_a_run_without_checkpoints(run: Path, mirror: Path) -> None:
+    (run / "checkpoints").mkdir()
     with pytest.raises(Refused) as error:
         evaluation.evaluate([str(run)], evaluation.Asked(datasets=mirror), checkpoints=True)
     assert "has kept none" in str(error.value)

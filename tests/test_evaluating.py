@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 import numpy as np
@@ -20,18 +20,23 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 
+from evaluation_mirror import DATA, write_mirror
 from inheritune import cli, pipeline, recipe as recipes
 from inheritune.between import Between
 from inheritune.config import EvaluateConfig
 from inheritune.distributed import joined
-from inheritune.errors import Interrupted, Refused
+from inheritune.errors import Failed, Interrupted, Refused
+from inheritune.evaluation import during_training
+from inheritune.evaluation.language_model import EvaluatedModel
 from inheritune.metrics import Progress
 from inheritune.pipeline import evaluating
 from inheritune.reference import Reference, find
 from inheritune.run_directory import read_json, read_jsonl
+from inheritune.scores import Reading
 from inheritune.tokens import Prepared, open_prepared
 from inheritune.training import Trainer
-from ranks import values
+from ranks import start, values
+from test_between import line, reading, score
 from test_distributed import CONFIG as RANKS_CONFIG, model as ranks_model
 from test_growing import forced
 from test_pipeline import Silent, recipe, text
@@ -41,7 +46,7 @@ __all__ = ["data", "text"]  # fixtures
 
 Record = dict[str, Any]
 Weights = dict[str, torch.Tensor]
-Measure = Callable[[PreTrainedModel, int, int], dict[str, float]]
+Measure = Callable[[PreTrainedModel, int, int], Reading]
 
 
 def with_dropout() -> GPT2LMHeadModel:
@@ -49,7 +54,7 @@ def with_dropout() -> GPT2LMHeadModel:
     return GPT2LMHeadModel(GPT2Config(vocab_size=320, n_embd=16, n_layer=1, n_head=2, n_positions=64, resid_pdrop=0.5))
 
 
-def rude(network: PreTrainedModel, step: int, tokens: int) -> dict[str, float]:
+def rude(network: PreTrainedModel, step: int, tokens: int) -> Reading:
     """Seeds and draws, and uses the model up; what it scores is the model's."""
     ids = torch.arange(8)[None]
     score = float(network(input_ids=ids).logits.double().sum())
@@ -62,7 +67,7 @@ def rude(network: PreTrainedModel, step: int, tokens: int) -> dict[str, float]:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.normal_()
-    return {"sum": score, "tokens": tokens}
+    return reading({"text.sum": score, "all.tokens": tokens})
 
 
 def trainer_of(
@@ -143,36 +148,85 @@ def test_it_is_asked_when_tokens_reach_a_multiple_and_at_the_end(
 ) -> None:
     asked: list[tuple[int, ...]] = []
 
-    def measure(_network: PreTrainedModel, *place: int) -> dict[str, float]:
+    def measure(_network: PreTrainedModel, *place: int) -> Reading:
         asked.append(place)
-        return {}
+        return reading({})
 
     trainer_of(tmp_path, data, measure, every=every).run()
     assert asked == [(step, min(step * 128, 832)) for step in steps]
 
 
-def test_it_is_recorded_and_told(tmp_path: Path, data: Prepared) -> None:
+def test_it_is_recorded_and_told_with_what_it_takes_to_believe_it(tmp_path: Path, data: Prepared) -> None:
     lines: list[str] = []
-    scores = {"piqa.acc": 0.61234, "wikitext.word_perplexity": float("inf")}
-    trainer_of(tmp_path, data, lambda *_: scores, every=None, report=lines.append).run()
-    assert evaluations(tmp_path) == [
+    some: Record = {"rows": 20, "rows_in_split": 1838, "selection": "the first 20 of 1,838 rows", "whole": False}
+    found = Reading(
+        (
+            line("piqa", chance=0.5, majority=0.6, **some),
+            line(
+                "mmlu", title="mmlu, 10 of 57 subjects", shots=5, whole=False, gap="no data (and 46 more of its tasks)"
+            ),
+            line("wikitext", "word_perplexity"),
+            line("wsc", gap="no data"),
+        ),
         {
-            "kind": "evaluation",
-            "step": 7,
-            "tokens": 832,
-            "scores": {"piqa.acc": 0.61234, "wikitext.word_perplexity": None},
-        }
-    ]
+            "piqa": score(0.52, 0.035, near=("chance",), beside={"acc_norm": (0.5, 0.125)}),
+            "mmlu": score(0.25, 0.01, cut_rows=3),
+            "wikitext": score(float("inf")),
+        },
+    )
+    trainer = trainer_of(tmp_path, data, lambda *_: found, every=None, report=lines.append)
+    trainer.between = dataclasses.replace(unwrapped(trainer.between), gaps=found.gaps)
+    trainer.run()
+    (record,) = evaluations(tmp_path)
+    details = record.pop("lines")
+    assert record == {
+        "kind": "evaluation",
+        "step": 7,
+        "tokens": 832,
+        "scores": {"piqa.acc": 0.52, "piqa.acc_norm": 0.5, "mmlu.acc": 0.25, "wikitext.word_perplexity": None},
+        "errors": {"piqa.acc": 0.035, "piqa.acc_norm": 0.125, "mmlu.acc": 0.01, "wikitext.word_perplexity": None},
+        "gaps": {"mmlu": "no data (and 46 more of its tasks)", "wsc": "no data"},
+    }
+    assert list(details) == ["piqa", "mmlu", "wikitext"]
+    assert details["piqa"] == {"title": "piqa", "shots": 0, "metric": "acc", "chance": 0.5, "majority": 0.6} | some | {
+        "near": ["chance"],
+        "cut_rows": 0,
+    }
+    assert (details["mmlu"]["title"], details["mmlu"]["shots"], details["mmlu"]["cut_rows"]) == (
+        "mmlu, 10 of 57 subjects",
+        5,
+        3,
+    )
     assert "Infinity" not in (tmp_path / "metrics.jsonl").read_text()
-    assert lines[-1] == "  evaluated after step 7, 832 tokens: piqa.acc 0.6123, wikitext.word_perplexity inf"
+    assert lines == [
+        "  evaluation will have a gap at mmlu: no data (and 46 more of its tasks)",
+        "  evaluation will have a gap at wsc: no data",
+        "  evaluated after step 7, 832 tokens: piqa 52.0% ±3.5 ~chance (the first 20 of 1,838 rows); "
+        "mmlu, 10 of 57 subjects, 5-shot 25.0% ±1.0 (3 of 10 rows cut to the context); wikitext word_perplexity inf",
+    ]
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_gaps_are_told_once_and_before_the_first_step(tmp_path: Path, data: Prepared, goes_on: bool) -> None:
+    if goes_on:
+        killed(trainer_of(tmp_path, data, rude, told=stop_at(2)))
+    said: list[str] = []
+    trainer = trainer_of(
+        tmp_path, data, rude, report=said.append, told=lambda progress: said.append(str(progress.step))
+    )
+    trainer.between = dataclasses.replace(unwrapped(trainer.between), gaps={"wsc": "no data"})
+    trainer.run()
+    (at,) = (index for index, text in enumerate(said) if "wsc" in text)
+    assert said[at] == "  evaluation will have a gap at wsc: no data"
+    assert at < said.index("3" if goes_on else "1")
 
 
 def test_it_gets_the_weights_of_the_moment(tmp_path: Path, data: Prepared) -> None:
     given: dict[int, Weights] = {}
 
-    def measure(network: PreTrainedModel, step: int, _tokens: int) -> dict[str, float]:
+    def measure(network: PreTrainedModel, step: int, _tokens: int) -> Reading:
         given[step] = weights(network)
-        return {}
+        return reading({})
 
     trainer = trainer_of(tmp_path, data, measure, every=128, config={"keep_checkpoints": "all"})
     trainer.run()
@@ -185,9 +239,9 @@ def test_it_gets_the_weights_of_the_moment(tmp_path: Path, data: Prepared) -> No
 
 @pytest.mark.parametrize("late", [False, True])
 def test_its_time_is_not_the_steps(tmp_path: Path, data: Prepared, late: bool) -> None:
-    def slow(*_: Any) -> dict[str, float]:
+    def slow(*_: Any) -> Reading:
         time.sleep(2)
-        return {}
+        return reading({})
 
     assert trainer_of(tmp_path, data, slow, every=600, read_late=late).run().seconds < 2
 
@@ -197,16 +251,31 @@ def test_what_fails_leaves_a_gap(tmp_path: Path, data: Prepared) -> None:
     straight.run()
     lines: list[str] = []
 
-    def failing(_network: PreTrainedModel, step: int, _tokens: int) -> dict[str, float]:
+    def failing(_network: PreTrainedModel, step: int, _tokens: int) -> Reading:
         if step == 5:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return {"x": 1.0}
+        return reading({"x.acc": 1.0})
 
     trainer = trainer_of(tmp_path / "run", data, failing, report=lines.append)
     trainer.run()
     assert [one["step"] for one in evaluations(tmp_path / "run")] == [3, 7]
     assert "Not evaluated after step 5 (OutOfMemoryError: CUDA out of memory); training goes on." in lines
     assert all(torch.equal(value, weights(trainer.model)[name]) for name, value in weights(straight.model).items())
+
+
+def unwrapped(between: Between | None) -> Between:
+    assert between is not None
+    return between
+
+
+def stop_at(step: int) -> Callable[[Progress], None]:
+    """Sends SIGTERM when a step is told."""
+
+    def told(progress: Progress) -> None:
+        if progress.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return told
 
 
 class Killed(BaseException):
@@ -227,11 +296,11 @@ def killed(trainer: Trainer) -> None:
 def test_a_killed_run_has_each_evaluation_once(
     tmp_path: Path, data: Prepared, at: int, moment: str, saved: int
 ) -> None:
-    """Checkpoints come every so many steps: at the evaluation, or before it."""
+    """Checkpoints come every so many steps: at the evaluation, or before it, besides the one that it makes itself."""
     config = {"checkpoint_every_steps": saved}
     trainer_of(tmp_path / "straight", data, rude, config=config).run()
 
-    def measure(network: PreTrainedModel, step: int, tokens: int) -> dict[str, float]:
+    def measure(network: PreTrainedModel, step: int, tokens: int) -> Reading:
         if step == at and moment == "in it":
             raise Killed
         if step == at and moment == "told to stop in it":
@@ -244,7 +313,7 @@ def test_a_killed_run_has_each_evaluation_once(
 
     out = tmp_path / "run"
     first = trainer_of(out, data, measure, told=told, config=config)
-    if at == 7 and moment != "in it":  # nothing comes after it
+    if at == 7 and moment == "after it":  # nothing comes there
         first.run()
     else:
         killed(first)
@@ -260,20 +329,75 @@ def test_a_stop_goes_before_an_evaluation_which_is_made_up_for(tmp_path: Path, d
     trainer_of(tmp_path / "straight", data, rude).run()
     asked: list[int] = []
 
-    def measure(network: PreTrainedModel, step: int, tokens: int) -> dict[str, float]:
+    def measure(network: PreTrainedModel, step: int, tokens: int) -> Reading:
         asked.append(step)
         return rude(network, step, tokens)
 
-    def stop(progress: Progress) -> None:
-        if progress.step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-
     with pytest.raises(Interrupted, match="stopped after step 3 of 7, checkpoint written"):
-        trainer_of(tmp_path / "run", data, measure, told=stop).run()
+        trainer_of(tmp_path / "run", data, measure, told=stop_at(3)).run()
     assert asked == []
     trainer_of(tmp_path / "run", data, measure).run()
     assert asked == [3, 5, 7]
     assert records(tmp_path / "run") == records(tmp_path / "straight")
+
+
+@pytest.mark.parametrize("every_steps", [2, 100])
+def test_a_checkpoint_comes_before_an_evaluation(tmp_path: Path, data: Prepared, every_steps: int) -> None:
+    """A kill in the middle of it costs no step; the checkpoint is one of those that are kept."""
+    config = {"checkpoint_every_steps": every_steps, "keep_checkpoints": 2}
+
+    def measure(network: PreTrainedModel, step: int, tokens: int) -> Reading:
+        if step == 5:
+            raise Killed
+        return rude(network, step, tokens)
+
+    killed(trainer_of(tmp_path, data, measure, config=config))
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == [f"step_{step:08d}" for step in ((4, 5) if every_steps == 2 else (3, 5))]
+    steps: list[int] = []
+    trainer_of(tmp_path, data, rude, config=config, told=lambda progress: steps.append(progress.step)).run()
+    assert steps == [6, 7]
+    assert [one["step"] for one in evaluations(tmp_path)] == [3, 5, 7]
+
+
+def endless(network: PreTrainedModel, *_: int) -> Reading:
+    """Told to stop after its first forward pass; goes on until it is left."""
+    for number in range(1000):
+        network(input_ids=torch.arange(8)[None])
+        if number == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+    pytest.fail("not left")
+
+
+@pytest.mark.parametrize("at", [3, 7])
+def test_a_stop_leaves_an_evaluation_which_is_made_up_for(tmp_path: Path, data: Prepared, at: int) -> None:
+    """That an evaluation is made up for, which a stop may leave as well; the steps that were done are kept."""
+    config = {"checkpoint_every_steps": 100}
+    trainer_of(tmp_path / "straight", data, rude, config=config).run()
+
+    def measure(network: PreTrainedModel, step: int, tokens: int) -> Reading:
+        return endless(network) if step == at else rude(network, step, tokens)
+
+    for _ in range(2):  # at the step, and where the run goes on
+        with pytest.raises(Interrupted, match=f"stopped after step {at} of 7, checkpoint written") as stopped:
+            trainer_of(tmp_path / "run", data, measure, config=config).run()
+        assert stopped.value.exit_code == 143
+        assert at not in [one["step"] for one in evaluations(tmp_path / "run")]
+    trainer_of(tmp_path / "run", data, rude, config=config).run()
+    assert records(tmp_path / "run") == records(tmp_path / "straight")
+
+
+@pytest.mark.parametrize("at", [3, 7])
+def test_a_stop_at_an_evaluations_end_is_heeded_there(tmp_path: Path, data: Prepared, at: int) -> None:
+    def measure(network: PreTrainedModel, step: int, tokens: int) -> Reading:
+        found = rude(network, step, tokens)
+        if step == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return found
+
+    with pytest.raises(Interrupted, match=f"stopped after step {at} of 7, checkpoint written"):
+        trainer_of(tmp_path, data, measure).run()
+    assert [one["step"] for one in evaluations(tmp_path)] == [3, 5, 7][: [3, 5, 7].index(at) + 1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -305,7 +429,7 @@ def train_on_ranks(directory: Path, data: Path) -> dict[str, OnARank]:
 
                 def measure(
                     network: PreTrainedModel, step: int, tokens: int, asked: list[int] = asked, given: Weights = given
-                ) -> dict[str, float]:
+                ) -> Reading:
                     asked.append(step)
                     given |= weights(network)
                     return rude(network, step, tokens)
@@ -344,10 +468,49 @@ def test_ranks_wait_while_the_first_evaluates(tmp_path: Path, data: Prepared) ->
         assert len(main[parallel].records) == len(kept) + 3
 
 
-def score(network: PreTrainedModel, words: PreTrainedTokenizerBase) -> float:
+def stopped_on_ranks(directory: Path, data: Path, parallel: Literal["ddp", "fsdp"]) -> None:
+    """On a rank: a training whose first evaluation is told to stop, on rank 0, where it takes place."""
+    with joined() as world:
+        Trainer(
+            ranks_model(),
+            open_prepared(data),
+            dataclasses.replace(RANKS_CONFIG, parallel=parallel, checkpoint_every_steps=100),
+            directory,
+            LENGTH,
+            2,
+            report=lambda _line: None,
+            progress=lambda _progress: None,
+            world=world,
+            between=Between(lambda _held: ranks_model(), endless, 300),
+        ).run()
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_all_ranks_end_where_an_evaluation_is_left(tmp_path: Path, data: Prepared, parallel: str) -> None:
+    for _ in range(2):  # at the step, and where the run goes on
+        outcomes = start(2, stopped_on_ranks, tmp_path, data.directory, parallel)
+        assert [(one.error, one.exit_code) for one in outcomes] == [("Interrupted", 143)] * 2
+        assert all("stopped after step 3 of 7, checkpoint written" in one.text for one in outcomes)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000003"]
+    assert evaluations(tmp_path) == []
+
+
+def logits_sum(network: PreTrainedModel, words: PreTrainedTokenizerBase) -> float:
     ids = words("ba dein golu", return_tensors="pt")["input_ids"]
     with torch.no_grad():
         return float(network(input_ids=ids).logits.double().sum())
+
+
+@dataclasses.dataclass(frozen=True)
+class SumOfLogits:
+    """In the harness's place: the sum of a text's logits."""
+
+    gaps: dict[str, str]
+
+    def __call__(self, network: PreTrainedModel, words: PreTrainedTokenizerBase, out: Path, /) -> Reading:
+        assert not out.exists()
+        out.mkdir(parents=True)
+        return reading({"text.sum": logits_sum(network, words)})
 
 
 @pytest.fixture
@@ -357,13 +520,7 @@ def harness(monkeypatch: pytest.MonkeyPatch) -> list[tuple[EvaluateConfig, Refer
 
     def evaluator(config: EvaluateConfig, reference: Reference | None) -> evaluating.Evaluator:
         made.append((config, reference))
-
-        def evaluate(network: PreTrainedModel, words: PreTrainedTokenizerBase, out: Path) -> dict[str, float]:
-            assert not out.exists()
-            out.mkdir(parents=True)
-            return {"text.sum": score(network, words)}
-
-        return evaluate
+        return SumOfLogits({"wsc": "no data"})
 
     monkeypatch.setattr(evaluating, "evaluator", evaluator)
     return made
@@ -390,10 +547,11 @@ def test_a_run_evaluates_its_target_as_it_will_be_exported(
     exported = AutoModelForCausalLM.from_pretrained(out / "model")
     words = find(str(out / "model")).tokenizer
     assert words is not None
-    assert found[-1]["scores"] == {"text.sum": score(exported, words)}
+    assert found[-1]["scores"] == {"text.sum": logits_sum(exported, words)}
     assert len({one["scores"]["text.sum"] for one in found}) == len(found)
     assert sorted(path.name for path in (out / "evaluations").iterdir()) == [f"step_{step:08d}" for step in steps]
-    assert any(line.startswith("  evaluated after step") and "text.sum" in line for line in console.lines)
+    assert any(text.startswith("  evaluated after step") and "text sum" in text for text in console.lines)
+    assert [text for text in console.lines if "wsc" in text] == ["  evaluation will have a gap at wsc: no data"]
     for file in ("model/model.safetensors", "controls/random/model/model.safetensors", "result.json"):
         assert (out / file).read_bytes() == (plain / file).read_bytes(), file
 
@@ -407,7 +565,7 @@ def test_an_architecture_is_evaluated_by_its_own_tokenizer(text: Path, tmp_path:
     words = find(str(tmp_path / "run" / "model")).tokenizer
     assert words is not None
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
-    assert [one["scores"] for one in evaluations(tmp_path / "run")] == [{"text.sum": score(exported, words)}]
+    assert [one["scores"] for one in evaluations(tmp_path / "run")] == [{"text.sum": logits_sum(exported, words)}]
 
 
 def test_every_round_is_evaluated_and_no_pilot(
@@ -422,7 +580,7 @@ def test_every_round_is_evaluated_and_no_pilot(
         exported = AutoModelForCausalLM.from_pretrained(folder / "model")
         words = find(str(folder / "model")).tokenizer
         assert words is not None
-        assert [one["scores"] for one in evaluations(folder)] == [{"text.sum": score(exported, words)}]
+        assert [one["scores"] for one in evaluations(folder)] == [{"text.sum": logits_sum(exported, words)}]
     assert len(list(out.rglob("evaluations"))) == 2
 
 
@@ -431,7 +589,7 @@ def command(*words: str) -> int:
 
     def evaluator(*_: Any) -> evaluating.Evaluator:
         assert os.environ["RANK"] == "0"
-        return lambda network, words, _out: {"text.sum": score(network, words)}
+        return SumOfLogits({})
 
     mock.patch.object(evaluating, "evaluator", evaluator).start()
     return cli.main(words)
@@ -445,7 +603,7 @@ def test_a_run_over_ranks_evaluates_what_it_exports(llama_directory: Path, text:
     assert [one["tokens"] // 2000 for one in found] == [1, 2, 3, 3]
     words = find(str(out / "model")).tokenizer
     assert words is not None
-    assert found[-1]["scores"] == {"text.sum": score(AutoModelForCausalLM.from_pretrained(out / "model"), words)}
+    assert found[-1]["scores"] == {"text.sum": logits_sum(AutoModelForCausalLM.from_pretrained(out / "model"), words)}
 
 
 def test_it_may_be_asked_for_later_and_no_more(
@@ -478,3 +636,75 @@ def test_a_reference_without_a_tokenizer_is_refused(llama_directory: Path, tmp_p
         os.link(llama_directory / name, tmp_path / name)
     with pytest.raises(Refused, match=r"^evaluate: tasks are text, and .* has no tokenizer; set evaluate to null$"):
         evaluating.evaluator(EvaluateConfig(), find(str(tmp_path)))
+
+
+@pytest.fixture
+def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """By the name that a recipe may give it; two of MMLU's subjects are in it, and no wsc."""
+    write_mirror(tmp_path / "home" / "hub", {name: DATA[name] for name in ("baber/piqa", "cais/mmlu")})
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return "~/hub"
+
+
+@pytest.fixture
+def words(llama_directory: Path) -> PreTrainedTokenizerBase:
+    found = find(str(llama_directory)).tokenizer
+    assert found is not None
+    return found
+
+
+def test_the_harness_scores_are_marked(
+    mirror: str, llama_directory: Path, words: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    evaluator = during_training(EvaluateConfig(suite="piqa,mmlu:2,wsc", datasets=mirror, limit=3))
+    assert list(evaluator.gaps) == ["mmlu", "wsc"]
+    assert evaluator.gaps["mmlu"].endswith("(and 54 more of its tasks)")
+    assert "hf download" in evaluator.gaps["wsc"]
+    network = AutoModelForCausalLM.from_pretrained(llama_directory)
+    found = evaluator(network, words, tmp_path / "kept")
+    assert found.gaps == evaluator.gaps
+    record = found.record()
+    assert list(record["scores"]) == ["piqa.acc", "piqa.acc_norm", "mmlu.acc"]
+    assert record["errors"].keys() == record["scores"].keys()
+    assert all(error is None or error >= 0 for error in record["errors"].values())
+    piqa, mmlu = record["lines"]["piqa"], record["lines"]["mmlu"]
+    assert (piqa["rows"], piqa["rows_in_split"], piqa["selection"]) == (3, 8, "the first 3 of 8 rows")
+    assert (mmlu["title"], mmlu["shots"], mmlu["rows"]) == ("mmlu, 2 of 57 subjects", 2, 6)
+    assert not piqa["whole"]
+    assert not mmlu["whole"]
+    said = Between(lambda _: network, lambda *_: found, gaps=evaluator.gaps).in_words(found)
+    assert "(the first 3 of 8 rows)" in said
+    assert "mmlu, 2 of 57 subjects, 2-shot " in said
+    assert "wsc" not in said
+
+
+def test_a_task_that_fails_leaves_a_gap(
+    mirror: str, llama_directory: Path, words: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluator = during_training(EvaluateConfig(suite="piqa,mmlu:0", datasets=mirror))
+    network, limit = AutoModelForCausalLM.from_pretrained(llama_directory), 1
+    plain, asked = EvaluatedModel.loglikelihood, []
+
+    def failing(self: EvaluatedModel, *given: Any, **settings: Any) -> Any:
+        asked.append(1)
+        if len(asked) > limit:
+            raise RuntimeError("out of memory")
+        return plain(self, *given, **settings)
+
+    monkeypatch.setattr(EvaluatedModel, "loglikelihood", failing)
+    found = evaluator(network, words, tmp_path)
+    assert list(found.scores) == ["piqa"]
+    assert "mmlu_anatomy" in found.gaps["mmlu"]
+    assert "out of memory" in found.gaps["mmlu"]
+    limit = 0
+    with pytest.raises(Failed, match=r"piqa: .*out of memory"):
+        evaluator(network, words, tmp_path)
+
+
+def test_a_stop_leaves_the_harness(mirror: str, llama_directory: Path, words: PreTrainedTokenizerBase) -> None:
+    evaluator = during_training(EvaluateConfig(suite="piqa,mmlu:0", datasets=mirror))
+    network, passes = AutoModelForCausalLM.from_pretrained(llama_directory), []
+    network.register_forward_hook(lambda *_: passes.append(1))
+    made = Between(lambda _: network, lambda given, *_: evaluator(given, words, Path("kept")))
+    assert made.measured({}, torch.device("cpu"), 1, 1, stopped=lambda: len(passes) == 2) is None
+    assert len(passes) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -19,14 +20,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from evaluation_mirror import DATA, write_mirror
 from inheritune import reference as references
-from inheritune.errors import Failed, Refused
-from inheritune.evaluation import evaluating
+from inheritune.errors import Failed, Interrupted, Refused
+from inheritune.evaluation import batch, evaluating, measuring
 from inheritune.evaluation.batch import bytes_a_token, rows_that_fit
 from inheritune.evaluation.evaluating import Candidate, Plan, Settings, evaluate, find, fingerprint, plan
 from inheritune.evaluation.language_model import EvaluatedModel
 from inheritune.evaluation.measuring import measure
-from inheritune.evaluation.suites import parse_suite
-from inheritune.evaluation.tasks import Task, quiet
+from inheritune.evaluation.suites import Asked, parse_suite
+from inheritune.evaluation.tasks import Harness, Task, quiet
 from inheritune.evaluation.writing import list_datasets, write_tasks
 from inheritune.scores import Evaluation, TaskScores
 
@@ -305,6 +306,9 @@ def test_nothing_can_run(mirror: Path) -> None:
     [
         ("bolq", "no task of the harness; did you mean 'boolq'?"),
         ("truthfulqa_mc2:3", "its prompt has its own examples; leave :3 out"),
+        ("mmlu:6", "mmlu_anatomy:6: it has 5 worked examples; ask for at most so many"),
+        ("mmlu:5,mmlu_anatomy:0", "mmlu_anatomy comes twice, in mmlu and by itself; name it once"),
+        ("wnli,glue", "wnli comes twice, by itself and in glue; name it once"),
     ],
 )
 def test_refused(suite: str, said: str, mirror: Path) -> None:
@@ -383,6 +387,42 @@ def test_a_model_without_a_tokenizer_is_refused(llama_directory: Path, tmp_path:
     assert "has no tokenizer" in str(error.value)
 
 
+def test_a_task_that_fails_is_a_gap_and_the_others_go_on(
+    planned: Plan, llama_directory: Path, gpt2_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(model: EvaluatedModel, task: Task) -> TaskScores:
+        if task.name == "boolq" and "LLaMA" in type(model.model).__name__.replace("Llama", "LLaMA"):
+            raise Failed("boolq: it could not be evaluated: math range error")
+        return measure(model, task)
+
+    monkeypatch.setattr(evaluating, "measure", failing)
+    found = run([llama_directory, gpt2_directory], planned, tmp_path)
+    name = llama_directory.name
+    assert found.failed == {name: {"boolq": "boolq: it could not be evaluated: math range error"}}
+    assert set(found.scores[name]) == {line.name for line in found.lines} - {"boolq"}
+    assert "boolq" in found.scores[gpt2_directory.name]
+    assert next(line for line in found.lines if line.name == "boolq").rows == 9
+    assert {pair.line for pair in found.paired} == set(found.scores[name])
+    assert Evaluation.of(json.loads(json.dumps(found.record()))) == found
+
+
+def test_whatever_a_task_raises_is_one_line(
+    planned: Plan, llama_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Overflow in a mean of perplexities, a missing package of a metric: but a stop is a stop."""
+    model, task = driven(llama_directory), planned.tasks[0]
+    for error in (OverflowError("math range error"), ImportError("no module\nnamed x"), AssertionError()):
+        monkeypatch.setattr(measuring, "_scores", lambda *_, error=error: (_ for _ in ()).throw(error))
+        with pytest.raises(Failed) as failed:
+            measure(model, task)
+        assert str(failed.value).startswith("piqa: it could not be evaluated: ")
+        assert "\n" not in str(failed.value)
+    stop = Interrupted("stopped by SIGTERM", 143)
+    monkeypatch.setattr(measuring, "_scores", lambda *_: (_ for _ in ()).throw(stop))
+    with pytest.raises(Interrupted):
+        measure(model, task)
+
+
 def test_a_failing_model_is_one_line(
     planned: Plan, llama_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -391,7 +431,59 @@ def test_a_failing_model_is_one_line(
     )
     with pytest.raises(Failed) as error:
         run([llama_directory], planned, tmp_path)
-    assert str(error.value) == "piqa: the harness cannot evaluate it: out of memory"
+    assert str(error.value) == "piqa: it could not be evaluated: out of memory"
+
+
+def test_what_a_group_changes_of_its_tasks_counts() -> None:
+    """The harness's `openllm` asks for 25 shots of one task and 5 of another; the shots asked for here go before."""
+    asked = Asked("openllm")
+    harness = Harness((asked,))
+    shots = {name: harness.config(asked, name).get("num_fewshot") for name in harness.members(asked)}
+    assert shots["arc_challenge"] == 25
+    assert shots["hellaswag"] == 10
+    assert shots["winogrande"] == 5
+    assert shots["mmlu_anatomy"] == 5
+    assert not harness.is_one_line(asked)
+
+
+def test_pairs_are_numbers_of_likelihoods_alone() -> None:
+    """Of an F1 a row holds what is right and what was said, for the whole task's score."""
+    assert measuring._number("word_perplexity", (-12.5, 3)) == (-12.5, 3.0)
+    assert measuring._number("acc", True) == (1.0, None)
+    for metric, value in (("f1", (1, 0)), ("bleu", ("a", "b")), ("f1", ([1], 0)), ("exact", None), ("x", "text")):
+        assert measuring._number(metric, value) is None
+
+
+def test_a_definition_has_no_memory_addresses(planned: Plan) -> None:
+    """Or a task with a partial function would be another one in every process."""
+    task = dataclasses.replace(planned.tasks[0])
+    before = task.definition
+    assert before == dataclasses.replace(task).definition
+
+    class Built:
+        def dump_config(self) -> dict[str, Any]:
+            return {"process_docs": functools.partial(print, object())}
+
+    assert dataclasses.replace(task, built=Built()).definition == dataclasses.replace(task, built=Built()).definition
+
+
+def test_a_group_is_one_data_set(mirror: Path, llama_directory: Path, tmp_path: Path) -> None:
+    found = run([llama_directory], plan(parse_suite("mmlu:0"), datasets=mirror, limit=2), tmp_path)
+    (line,) = found.lines
+    assert line.dataset["name"] is None
+    assert line.dataset["path"] == "cais/mmlu"
+    assert line.dataset["fingerprint"] not in {_kept(tmp_path, name).dataset["fingerprint"] for name in line.tasks}
+    assert line.selection == "the first 2 rows of each task"
+    assert set(line.changed) == {"dataset_path", "dataset_kwargs"}
+
+
+def test_not_even_one_row_fits(llama_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = AutoModelForCausalLM.from_pretrained(llama_directory)
+    monkeypatch.setattr(batch, "available_memory_bytes", lambda _device: 100_000)
+    with pytest.raises(Failed) as error:
+        batch.batch_rows(model, 128)
+    assert "the scores of one row of 128 tokens take 0.0 GB of memory" in str(error.value)
+    assert batch.batch_rows(model, 64) == 1
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,8 +21,9 @@ from inheritune.config import Recipe
 from inheritune.decision import Verdict, decide
 from inheritune.errors import Failed, Interrupted, Refused
 from inheritune.pipeline import growing
-from inheritune.report import table_rows
+from inheritune.report import table4_rows, table_rows
 from inheritune.report.numbers import duration
+from inheritune.report.records import records_of
 from inheritune.run_directory import read_json, read_jsonl
 from test_pipeline import Silent, recipe, text
 
@@ -88,7 +93,10 @@ def test_it_grows_until_the_reference_is_matched(grown: Path) -> None:
     assert [record["validation_loss"] for record in records] == [
         one["validation_loss"] for one in result["growth"]["rounds"]
     ]
-    assert "4 of 4 layers match the reference, after 3 rounds" in result["verdict"]
+    assert (
+        "4 of 4 layers match the reference, after 3 rounds: it is as deep as the reference, nothing was cut;"
+        in (result["verdict"])
+    )
     assert "these weights" in result["verdict"]
 
 
@@ -169,6 +177,13 @@ def test_no_match_is_said_and_the_best_kept(taught: Path, text: Path, tmp_path: 
         f"No target matches the reference (2, 3 of 4 layers were tried); the best has {best} layers"
         in result["verdict"]
     )
+
+
+def test_a_match_with_all_layers_is_no_smaller_model(taught: Path, text: Path, tmp_path: Path) -> None:
+    console = Silent()
+    made = growing_recipe(taught, text, "--train.max_steps", "3", start=4, tolerance_nats=9.0)
+    pipeline.run(made, tmp_path / "run", console=console, until="train")
+    assert "matched by 4 layers (all that it has, so nothing was cut): " in console.lines[-1]
 
 
 def test_a_superior_target_must_be_better(taught: Path, text: Path, tmp_path: Path) -> None:
@@ -305,6 +320,14 @@ def test_data_that_ends_before_max_steps_is_the_schedule(
 
 def test_from_an_architecture_the_reference_is_trained_first(text: Path, tmp_path: Path) -> None:
     flags = ["--reference", "null", "--architecture.vocabulary", "300", "--architecture.config", json.dumps(KEYS)]
+    made = growing_recipe(text, text, *flags, "--controls", "[random]", tolerance_nats=1e-9, pilot_steps=99)
+    reusable = f"another --out, with reference: {tmp_path / 'run' / 'reference' / 'model'} instead of the architecture"
+    with pytest.raises(Refused, match=re.escape(reusable)):
+        pipeline.run(made, tmp_path / "run", console=Silent())
+    assert read_json(tmp_path / "run" / "ledger.json")["pilot"]["steps"] == 31, "a pilot is no longer than T"
+    other = dataclasses.replace(made, train=dataclasses.replace(made.train, learning_rate=1e-3))
+    with pytest.raises(Refused, match=r"train.learning_rate: 0.005 there, 0.001 here"):
+        pipeline.run(other, tmp_path / "run", console=Silent())
     made = growing_recipe(text, text, *flags, "--controls", "[random]", tolerance_nats=2.0)
     result = pipeline.run(made, tmp_path / "run", console=Silent())
     assert (result["reference"]["layers"], result["target"]["layers"]) == (4, 2)
@@ -315,12 +338,18 @@ def test_from_an_architecture_the_reference_is_trained_first(text: Path, tmp_pat
         -1
     ]
     assert last["losses"]["held-out"] == pytest.approx(result["benchmark"], rel=1e-4)
+    (tmp_path / "run" / "result.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "reference" / "model")
+    with pytest.raises(Failed, match=r"reference/model: this run trained its reference there, and it is gone"):
+        pipeline.run(made, tmp_path / "run", console=Silent())
 
 
 def test_a_pilot_foresees_what_can_be_resolved(taught: Path, text: Path, tmp_path: Path) -> None:
     made = growing_recipe(taught, text, tolerance_nats=1e-6, pilot_steps=4)
     with pytest.raises(
-        Refused, match=r"grow.tolerance_nats: 1e-06 is too small: \d+ documents .* about [\d,]+ documents"
+        Refused,
+        match=r"grow.tolerance_nats: 1e-06 is too small: \d+ documents of .*; [\d.]+ goes on in this directory, 1e-06 "
+        r"takes about [\d,]+ documents \(data.validation_share, .*\) in another --out$",
     ):
         pipeline.run(made, tmp_path / "run", console=Silent())
     # what was prepared is kept, and the same directory takes another tolerance
@@ -358,6 +387,9 @@ def test_a_pilot_foresees_what_can_be_resolved(taught: Path, text: Path, tmp_pat
         ({"decision_seeds": 0}, (), "grow.decision_seeds is 0"),
         ({"alpha": 0}, (), "grow.alpha is 0"),
         ({"margin": "equal"}, (), "grow"),
+        ({}, ("--train.max_steps", "2"), "train.warmup_steps is 2; allowed: fewer than train.max_steps (2)"),
+        ({"growth": "warm"}, ("--train.max_steps", "5"), "left out it is half of train.max_steps, 2"),
+        ({"growth": "warm", "warm_steps": 7}, ("--train.max_steps", "6"), "at most train.max_steps (6)"),
     ],
 )
 def test_what_is_refused_leaves_nothing(
@@ -374,9 +406,26 @@ def test_a_late_refusal_keeps_what_was_prepared(taught: Path, text: Path, tmp_pa
     made = growing_recipe(taught, text, growth="warm", warm_steps=32)
     with pytest.raises(Refused, match="at most the 31 of the first round"):
         pipeline.run(made, tmp_path / "run", console=Silent())
-    assert (tmp_path / "run" / "data" / "manifest.json").exists()
+    prepared = (tmp_path / "run" / "data" / "manifest.json").stat().st_mtime_ns
+    made = growing_recipe(taught, text, "--train.warmup_steps", "16", growth="warm")
+    with pytest.raises(
+        Refused, match=r"warm_steps: 15, half of the first round's where none is given, is not possible"
+    ):
+        pipeline.run(made, tmp_path / "run", console=Silent())
     made = growing_recipe(taught, text, growth="warm", warm_steps=4, tolerance_nats=9.0)
     assert pipeline.run(made, tmp_path / "run", console=Silent())["matched"]
+    assert (tmp_path / "run" / "data" / "manifest.json").stat().st_mtime_ns == prepared
+    made = growing_recipe(taught, text, "--train.warmup_steps", "3", growth="warm", warm_steps=4, tolerance_nats=9.0)
+    with pytest.raises(Refused, match=r"train.warmup_steps: 2 there, 3 here"):
+        pipeline.run(made, tmp_path / "run", console=Silent())
+
+
+@pytest.mark.parametrize(("documents", "said"), [(1, "1 validation document says"), (3, "3 validation documents say")])
+def test_documents_too_few_for_any_tolerance(documents: int, said: str, taught: Path, text: Path) -> None:
+    run: Any = SimpleNamespace(recipe=growing_recipe(taught, text))
+    growth = growing.Growing(run, Any, Any, (2,), 31, 1)  # type: ignore[arg-type]
+    with pytest.raises(Refused, match=f"{said} nothing of others; give many more .* in another --out"):
+        growth._check_resolution({"half_width": None, "documents": documents})
 
 
 def test_another_reference_in_the_directory_is_refused(grown: Path, llama_directory: Path, text: Path) -> None:
@@ -384,6 +433,132 @@ def test_another_reference_in_the_directory_is_refused(grown: Path, llama_direct
     with pytest.raises(Refused, match="another recipe"):
         pipeline.run(growing_recipe(llama_directory, text, *STILL), grown, console=Silent())
     assert (grown / "result.json").read_bytes() == before
+
+
+def test_growth_is_said_first_of_what_a_directory_holds(grown: Path, taught: Path, text: Path, tmp_path: Path) -> None:
+    alone = recipe(taught, text, "--train.max_steps", "7")
+    with pytest.raises(Refused, match=r"run: holds a run that grows; choose another --out"):
+        pipeline.run(alone, grown, console=Silent())
+    pipeline.run(alone, tmp_path / "run", console=Silent(), until="prepare")
+    with pytest.raises(Refused, match=r"run: holds a run without growth; choose another --out"):
+        pipeline.run(growing_recipe(taught, text), tmp_path / "run", console=Silent())
+
+
+def going_on(grown: Path, out: Path) -> Path:
+    """A copy of the run that has its rounds and its controls, and no result yet."""
+    shutil.copytree(grown, out)
+    (out / "result.json").unlink()
+    return out
+
+
+def append(run: Path) -> None:
+    with (run / "growth.jsonl").open("a") as file:
+        file.write('{"round": 3}\n')
+
+
+def elsewhere(run: Path) -> None:
+    """A record whose directory lies outside of the run."""
+    records = read_jsonl(run / "growth.jsonl")
+    records[1]["directory"] = ".."
+    (run / "growth.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def no_losses(run: Path) -> None:
+    (run / "losses" / "reference.json").write_text("{}")
+
+
+def a_value_less(run: Path) -> None:
+    record = read_json(run / "losses" / "reference.json")
+    record["sets"]["held-out"]["nats"].pop()
+    (run / "losses" / "reference.json").write_text(json.dumps(record))
+
+
+def not_a_number(run: Path) -> None:
+    record = read_json(run / "losses" / "round-3.json")
+    record["sets"]["held-out"]["nats"][0] = float("nan")
+    (run / "losses" / "round-3.json").write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (append, r"growth.jsonl:4: no record of a round, \w+ is missing; remove the line"),
+        (elsewhere, r"growth.jsonl:2: no record of a round, directory is damaged; remove the line"),
+        (no_losses, r"losses/reference.json: damaged, .*; delete it and give the same command again"),
+        (a_value_less, r"losses/reference.json: damaged, nats of held-out is no list of \d+ values, .*; delete it"),
+        (not_a_number, r"losses/round-3.json: damaged, nats of held-out holds what is no number; delete it"),
+    ],
+)
+def test_a_damaged_record_is_named_before_anything_is_trained(
+    spoil: Callable[[Path], None], said: str, grown: Path, taught: Path, text: Path, tmp_path: Path
+) -> None:
+    run = going_on(grown, tmp_path / "run")
+    spoil(run)
+    console = Silent()
+    with pytest.raises(Failed, match=said):
+        pipeline.run(growing_recipe(taught, text, *STILL, *BESIDE), run, console=console)
+    assert not any("Training" in line for line in console.lines)
+
+
+def test_what_was_damaged_is_made_again(grown: Path, taught: Path, text: Path, tmp_path: Path) -> None:
+    run = going_on(grown, tmp_path / "run")
+    (run / "result.json").write_text('{"state": "done", "target": 1, "differences": {"random": {}}}')
+    for name in ("reference", "round-4"):
+        (run / "losses" / f"{name}.json").unlink()
+    lines = (run / "growth.jsonl").read_text().splitlines(keepends=True)
+    (run / "growth.jsonl").write_text("".join([lines[0], lines[2]]))
+    console = Silent()
+    pipeline.run(growing_recipe(taught, text, *STILL, *BESIDE), run, console=console)
+    assert (run / "result.json").read_bytes() == (grown / "result.json").read_bytes()
+    assert not any("Training" in line for line in console.lines)
+
+
+def test_a_warm_round_whose_model_is_gone_is_trained_again(
+    taught: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forced(monkeypatch, False, False, True)
+    run, made = tmp_path / "run", growing_recipe(taught, text, "--train.max_steps", "6", growth="warm")
+    with pytest.raises(Interrupted):
+        pipeline.run(made, run, console=Silent(stop_after=8))
+    before = tensors(run / "rounds" / "2" / "model")
+    shutil.rmtree(run / "rounds" / "2" / "model")
+    line = r"delete .*rounds/2 and remove line 1 of .*growth.jsonl, and round 1 is trained again"
+    with pytest.raises(Failed, match=rf"rounds/2/model: is gone; {line}"):
+        pipeline.run(made, run, console=Silent())
+    (run / "growth.jsonl").unlink()
+    pipeline.run(made, run, console=Silent())
+    after = tensors(run / "rounds" / "2" / "model")
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert [record["layers"] for record in read_jsonl(run / "growth.jsonl")] == [2, 3]
+
+
+def test_a_reference_that_is_gone(taught: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(taught, tmp_path / "org" / "model")
+    made = growing_recipe(Path("org/model"), text)
+    pipeline.run(made, tmp_path / "run", console=Silent(), until="prepare")
+    shutil.rmtree(tmp_path / "org")
+    with pytest.raises(Refused) as refused:
+        pipeline.run(made, tmp_path / "run", console=Silent())
+    gone = f"began with the reference {tmp_path / 'org' / 'model'}, which is gone; put it back"
+    assert str(refused.value) == f"{tmp_path / 'run'}: {gone}"
+
+
+def test_controls_that_are_one_training_at_the_depth_found(taught: Path, text: Path, tmp_path: Path) -> None:
+    controls = ("--controls", "[random, random@1, stack]", "--train.max_steps", "3")
+    console = Silent()
+    made = growing_recipe(taught, text, *controls, start=1, tolerance_nats=9.0)
+    result = pipeline.run(made, tmp_path / "run", console=console)
+    assert list(result["controls"]) == ["random"]
+    assert [line.partition(" would be ")[::2] for line in console.lines if "left out" in line] == [
+        ("The random@1 control", "the random control again at this depth; it is left out."),
+        ("The stack control", "the target again at this depth; it is left out."),
+    ]
+    assert [line.model for line in table4_rows(records_of(tmp_path / "run"))] == [
+        "Reference",
+        "Random init",
+        "Final model →",
+    ]
 
 
 def test_the_command_grows_without_controls(taught: Path, text: Path, tmp_path: Path) -> None:

@@ -37,6 +37,8 @@ def test_planned_depths(settings: dict[str, Any], total: int, depths: tuple[int,
         ({}, 1, "grow.start: 0"),
         ({"start": 4, "most": 3}, 8, "grow.most: 3 is not possible, the first round has 4 layers"),
         ({"most": 9}, 8, "grow.most: 9"),
+        ({"start": 2}, 1, "the reference has 1 layer; give 1 to 1"),
+        ({"start": 1, "most": 9}, 8, "the first round has 1 layer and the reference 8"),
     ],
 )
 def test_impossible_depths(settings: dict[str, Any], total: int, said: str) -> None:

@@ -49,7 +49,7 @@ ALLOWED = {
     "surgery": "errors run_directory reference",
     "scratch": "errors config reference",
     "parallel": "errors config versions distributed reference",
-    "between": "errors parallel",
+    "between": "errors scores parallel",
     "recomputation": "errors attention reference",
     "objective": "errors config loss attention reference parallel",
     "optimizer": "errors config",
@@ -60,8 +60,9 @@ ALLOWED = {
     "micro_batch": "errors run_directory distributed hardware",
     "memory": "errors config attention reference recomputation objective optimizer",
     "evaluation": "errors config run_directory published scores scoring comparison reference hardware",
-    "training": "errors config run_directory hardware tracking distributed loss schedule stopping trained reference"
-    " planning tokens parallel between recomputation objective optimizer checkpoint validation metrics micro_batch",
+    "training": "errors config run_directory hardware tracking distributed loss schedule stopping trained scores"
+    " reference planning tokens parallel between recomputation objective optimizer checkpoint validation metrics"
+    " micro_batch",
     "depth": "errors config run_directory reference planning surgery validation layerwise training",
     "report": "errors run_directory published scores scoring comparison growth result",
 }

@@ -1,7 +1,8 @@
-"""What each layer is worth, against models built of the first layers, and against cosines worked out by hand."""
+"""What every prefix scores, against models built of the first layers."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -11,110 +12,37 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
-from transformers import (
-    CohereConfig,
-    CohereForCausalLM,
-    FalconConfig,
-    FalconForCausalLM,
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MixtralConfig,
-    MixtralForCausalLM,
-    OpenAIGPTConfig,
-    OpenAIGPTLMHeadModel,
-    OPTConfig,
-    OPTForCausalLM,
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from conftest import VOCABULARY
-from inheritune.errors import Failed, Refused
-from inheritune.layerwise import block_influence, influence_batches, most_influential, prefix_losses, scan_record
+from inheritune.errors import Refused
+from inheritune.layerwise import Scan, Turning, measure_turning, scan_prefixes, scan_record
 from inheritune.reference import block_list
 from inheritune.tokens import Prepared, TokenSet
 from inheritune.validation import SetLosses, measure
-
-LAYERS = 3
-SHAPE: Any = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_attention_heads": 4, "max_position_embeddings": 64}
-GATED: Any = {**SHAPE, "intermediate_size": 48, "num_key_value_heads": 2, "pad_token_id": None}
-
-
-def llama(layers: int) -> PreTrainedModel:
-    return LlamaForCausalLM(LlamaConfig(**GATED, num_hidden_layers=layers))
-
-
-def gpt2(layers: int) -> PreTrainedModel:
-    return GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_head=4, n_positions=64, n_layer=layers))
-
-
-def gemma2(layers: int) -> PreTrainedModel:
-    softcap: Any = {"head_dim": 8, "sliding_window": 8, "final_logit_softcapping": 0.05}
-    return Gemma2ForCausalLM(Gemma2Config(**GATED, **softcap, num_hidden_layers=layers))
-
-
-def opt(layers: int) -> PreTrainedModel:
-    projected: Any = {"ffn_dim": 48, "word_embed_proj_dim": 16}
-    return OPTForCausalLM(OPTConfig(**SHAPE, **projected, num_hidden_layers=layers))
-
-
-def cohere(layers: int) -> PreTrainedModel:
-    return CohereForCausalLM(CohereConfig(**GATED, logit_scale=0.25, num_hidden_layers=layers))
-
-
-def mixtral(layers: int) -> PreTrainedModel:
-    # with the routers' loss asked for, as some published configs do
-    experts: Any = {"num_local_experts": 4, "output_router_logits": True}
-    return MixtralForCausalLM(MixtralConfig(**GATED, **experts, num_hidden_layers=layers))
-
-
-def falcon(layers: int) -> PreTrainedModel:
-    """Its blocks give tuples."""
-    return FalconForCausalLM(FalconConfig(**SHAPE, ffn_hidden_size=48, num_hidden_layers=layers))
-
-
-def openai_gpt(layers: int) -> PreTrainedModel:
-    """Its blocks give lists; it has no final norm."""
-    shape: Any = {"n_embd": 32, "n_head": 4, "n_positions": 64, "n_layer": layers}
-    return OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=VOCABULARY, **shape))
-
-
-FAMILIES = [llama, gpt2, gemma2, opt, cohere, mixtral, falcon, openai_gpt]
+from layered import (
+    FAMILIES,
+    LAYERS,
+    SETTINGS,
+    assert_same,
+    block_influence,
+    falcon,
+    gpt2,
+    held_out,
+    llama,
+    mixed_modes,
+    mixtral,
+    openai_gpt,
+    prefix_losses,
+    seeded,
+    state,
+    steered,
+)
 
 
 @pytest.fixture
 def tokens(make_prepared: Callable[..., Prepared]) -> TokenSet:
-    """71 tokens in 5 documents: the last block of 16 is not full."""
-    random = np.random.default_rng(1)
-    documents = [[*random.integers(0, 300, length).tolist(), VOCABULARY - 1] for length in (5, 1, 40, 17, 3)]
-    return make_prepared({"train": documents, "held-out": documents}).set("held-out")
-
-
-def seeded(family: Callable[[int], PreTrainedModel], layers: int = LAYERS) -> Any:
-    """A model whose weights are large enough that its layers, and what stands after them, show in its losses."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = family(layers).eval()
-        for parameter in model.parameters():
-            nn.init.normal_(parameter, std=0.2)
-    return model
-
-
-SETTINGS: Any = {
-    "sequence_length": 16,
-    "context_token": VOCABULARY - 1,
-    "batch_sequences": 2,
-    "dtype": torch.float32,
-}
-
-
-def assert_same(found: SetLosses, expected: SetLosses) -> None:
-    for name in ("nats", "correct", "tokens", "bytes"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    return held_out(make_prepared)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -207,25 +135,6 @@ def test_dropout_is_off_whatever_the_models_mode(tokens: TokenSet) -> None:
     assert_same(measure(model, tokens, **SETTINGS), expected[-1])
 
 
-def state(model: PreTrainedModel) -> list[tuple[Any, ...]]:
-    """What a scan changes for a while: modes, blocks, forwards, hooks."""
-    return [
-        (
-            *(name, module.training, id(module), vars(module).get("forward"), *module._modules),
-            *(*module._forward_hooks, *module._forward_pre_hooks),
-        )
-        for name, module in model.named_modules()
-    ]
-
-
-def mixed_modes(model: PreTrainedModel) -> PreTrainedModel:
-    """A model in train mode with a block in eval mode and one with a forward of its own."""
-    model.train()
-    model.model.layers[1].eval()
-    model.model.layers[0].forward = model.model.layers[0].forward
-    return model
-
-
 def test_the_model_is_left_as_it_was(tokens: TokenSet) -> None:
     model = mixed_modes(seeded(llama))
     before = state(model)
@@ -263,7 +172,7 @@ def test_the_model_is_left_as_it_was_when_a_pass_fails(failing_call: int, tokens
 )
 def test_the_model_is_left_as_it_was_when_anything_fails(run: Callable[..., Any], tokens: TokenSet) -> None:
     model = mixed_modes(seeded(llama))
-    model.lm_head.register_forward_hook(lambda *_: 1 // 0)
+    model.model.norm.register_forward_hook(lambda *_: 1 // 0)
     before = state(model)
     with pytest.raises(ZeroDivisionError):
         run(model, tokens)
@@ -279,183 +188,38 @@ def test_blocks_that_run_twice_are_refused(tokens: TokenSet) -> None:
         block_influence(model, [tokens.read(0, 16)[None]], dtype=torch.float32)
 
 
-class Steered(nn.Module):
-    """A block that does a given thing to the hidden state."""
-
-    def __init__(self, change: Callable[[torch.Tensor], Any]) -> None:
-        super().__init__()
-        self.change = change
-        self.inner = nn.Identity()  # a list of blocks is told by its entries being made of modules
-
-    def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> Any:
-        return self.change(hidden_states)
-
-
-def quarter_turn(x: torch.Tensor) -> torch.Tensor:
-    """Every pair of neighbours (a, b) as (-b, a): orthogonal to what it was."""
-    return torch.stack([-x[..., 1::2], x[..., ::2]], -1).flatten(-2)
-
-
-def steered(*changes: Callable[[torch.Tensor], Any]) -> Any:
-    """A LLaMA with blocks that do given things."""
-    model = seeded(llama, len(changes))
-    model.model.layers = nn.ModuleList([Steered(change) for change in changes])
-    return model
-
-
-@pytest.mark.parametrize(
-    ("change", "influence"),
-    [
-        (lambda x: x, 0.0),
-        (lambda x: 4.0 * x, 0.0),
-        (quarter_turn, 1.0),
-        (lambda x: 3 * quarter_turn(x), 1.0),
-        (lambda x: x + quarter_turn(x), 1 - math.sqrt(0.5)),
-        (lambda x: -x, 2.0),
-        (lambda x: -0.5 * x, 2.0),
-        (torch.zeros_like, 1.0),
-    ],
-)
-def test_influence_by_hand(change: Callable[[torch.Tensor], Any], influence: float) -> None:
-    """Two layers, of which the first turns by a known angle and the second by none."""
-    found = block_influence(steered(change, lambda x: x), [torch.arange(32).reshape(2, 16)], dtype=torch.float32)
-    assert found[0] == pytest.approx(influence, abs=1e-6)
-    assert found[1] == 0.0
-
-
-def test_influence_is_the_mean_over_tokens_not_over_batches() -> None:
-    def turn_token_0(x: torch.Tensor) -> torch.Tensor:
-        """Every position but the first of every sequence is turned."""
-        return torch.cat([x[:, :1], quarter_turn(x[:, 1:])], 1)
-
-    ids = torch.arange(48).reshape(3, 16)
-    (whole,) = block_influence(steered(turn_token_0), [ids], dtype=torch.float32)
-    assert whole == pytest.approx(15 / 16, abs=1e-6)
-    uneven = [ids[:1], ids[1:].flatten()[:4].reshape(2, 2)]  # 16 tokens with 15 turned, 4 with 2
-    (mean,) = block_influence(steered(turn_token_0), uneven, dtype=torch.float32)
-    assert mean == pytest.approx(17 / 20, abs=1e-6)
-
-
-def test_two_zero_vectors_have_the_same_direction() -> None:
-    found = block_influence(steered(torch.zeros_like, lambda x: x), [torch.arange(16)[None]], dtype=torch.float32)
-    assert found == (1.0, 0.0)
-
-
-def test_a_block_whose_output_projections_are_zero_has_no_influence(tokens: TokenSet) -> None:
-    model = seeded(llama)
-    block = model.model.layers[1]
-    nn.init.zeros_(block.self_attn.o_proj.weight)
-    nn.init.zeros_(block.mlp.down_proj.weight)
-    found = block_influence(model, [tokens.read(0, 64).reshape(4, 16)], dtype=torch.float32)
-    assert found[1] == 0.0
-    assert min(found[0], found[2]) > 0.01
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_influence_is_one_minus_the_cosine_of_the_hidden_states(
-    family: Callable[[int], PreTrainedModel], tokens: TokenSet
-) -> None:
-    model = seeded(family)
-    ids = torch.from_numpy(tokens.read(0, 64).reshape(4, 16))
-    found = block_influence(model, [ids[:3], ids[3:]], dtype=torch.float32)
-    with torch.inference_mode():
-        states = model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states
-    # the last of them is taken after the final norm, where there is one
-    hidden = [state.double() for state in states[:-1]]
-    for index in range(LAYERS - 1):
-        cosine = nn.functional.cosine_similarity(hidden[index], hidden[index + 1], dim=-1)
-        assert found[index] == pytest.approx(float((1 - cosine).mean()), rel=1e-5)
-
-
-def test_small_angles_keep_their_digits_in_bfloat16() -> None:
-    """The angle is 2^-6, which bfloat16 resolves; a cosine in bfloat16 would be 1."""
-    model = steered(lambda x: x + quarter_turn(x) * 2**-6)
-    for parameter in model.parameters():
-        parameter.data = parameter.data.sign().bfloat16()
-    (found,) = block_influence(model, [torch.arange(16)[None]], dtype=torch.float32)
-    assert found == pytest.approx(1 - 1 / math.sqrt(1 + 2**-12), rel=1e-3)
-
-
-def test_influence_of_nothing_is_refused() -> None:
-    for batches in ([], [torch.zeros(2, 0, dtype=torch.int64)][:0]):
-        with pytest.raises(Refused, match="no tokens"):
-            block_influence(seeded(llama), batches, dtype=torch.float32)
-
-
-def test_influence_of_a_model_that_overflows_fails() -> None:
-    with pytest.raises(Failed, match="not finite"):
-        block_influence(steered(lambda x: x / 0), [torch.arange(16)[None]], dtype=torch.float32)
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (lambda x: x.repeat(2, 1, 1), r"block 1 takes \(1, 16, 32\) and gives \(2, 16, 32\): its influence"),
-        (lambda x: {"hidden": x}, "a block takes or gives no hidden state: its influence"),
-    ],
-)
-def test_a_block_that_gives_no_hidden_state_of_its_inputs_shape_is_refused(
-    change: Callable[[torch.Tensor], Any], reason: str
-) -> None:
-    model = steered(lambda x: x, change)
-    with pytest.raises(Refused, match=reason):
-        block_influence(model, [torch.arange(16)[None]], dtype=torch.float32)
-
-
-@pytest.mark.parametrize(
-    ("count", "indices"), [(1, (2,)), (2, (0, 2)), (3, (0, 2, 3)), (4, (0, 1, 2, 3)), (5, (0, 1, 2, 3, 4))]
-)
-def test_the_most_influential_are_ascending_and_ties_go_to_the_lower(count: int, indices: tuple[int, ...]) -> None:
-    assert most_influential((0.5, 0.2, 0.9, 0.5, 0.2), count) == indices
-
-
-@pytest.mark.parametrize("count", [0, -1, 6])
-def test_more_layers_than_there_are_cannot_be_chosen(count: int) -> None:
-    with pytest.raises(Refused, match=f"influence:{count}: the reference has 5 layers"):
-        most_influential((0.5, 0.2, 0.9, 0.5, 0.2), count)
-
-
-@pytest.mark.parametrize(
-    ("sequence_length", "most_tokens", "shapes"),
-    [
-        (16, 1000, [(2, 16), (2, 16)]),  # 71 tokens: the tail fills no sequence
-        (16, 50, [(2, 16), (1, 16)]),
-        (16, 1, [(1, 16)]),
-        (100, 1000, [(1, 71)]),
-    ],
-)
-def test_influence_reads_the_beginning_of_a_set_in_order(
-    sequence_length: int, most_tokens: int, shapes: list[tuple[int, int]], tokens: TokenSet
-) -> None:
-    batches = list(
-        influence_batches(tokens, sequence_length=sequence_length, batch_sequences=2, most_tokens=most_tokens)
-    )
-    assert [batch.shape for batch in batches] == shapes
-    read = np.concatenate([batch.flatten() for batch in batches])
-    np.testing.assert_array_equal(read, tokens.read(0, len(read)))
-
-
 def losses_of(nats: list[float], correct: list[int]) -> SetLosses:
     return SetLosses(*(np.array(x, np.float64) for x in (nats, correct, [10, 20, 30], [40, 80, 0])))
 
 
+def scan_of(losses: list[SetLosses], **other: Any) -> Scan:
+    """A scan of a set of 60 tokens and 120 bytes, of which nothing else is known."""
+    return Scan(**{"prefixes": losses, "turning": None, "tokens": 60, "bytes": 120, "seed": None} | other)
+
+
 def test_a_scans_record() -> None:
     losses = [losses_of([30.0, 60.0, 90.0], [1, 2, 3]), losses_of([10.0, 50.0, 30.0], [5, 10, 15])]
-    record = scan_record(losses, set_name="held-out", parameters=[7, 11], vocabulary=320)
+    turning = Turning((0.5, 0.25), np.array([[0.0, 0.5, 0.75], [0.5, 0.0, 0.25], [0.75, 0.25, 0.0]]), 60)
+    record = scan_record(scan_of(losses, turning=turning), set_name="held-out", parameters=[7, 11], vocabulary=320)
     first, second = record.pop("prefixes")
     assert record == {
         "set": "held-out",
         "documents": 3,
         "tokens": 60,
         "bytes": 120,
+        "positions": 60,
+        "sample_seed": None,
         "vocabulary": 320,
         "uniform_guess": math.log(320),
+        "influence": [0.5, 0.25],
+        "angular": [[0.5, 0.25], [0.75]],
     }
     # Every document of the first has 3 nats a token: no draw of documents differs.
     assert first == {
         "layers": 1,
         "parameters": 7,
         "loss": 3.0,
+        "standard_error": pytest.approx(0.0),
         "low": pytest.approx(3.0),
         "high": pytest.approx(3.0),
         "bits_per_byte": pytest.approx(180 / math.log(2) / 120),
@@ -463,15 +227,127 @@ def test_a_scans_record() -> None:
     }
     assert second["loss"] == 1.5
     assert 1.0 <= second["low"] < 1.5 < second["high"] <= 2.5
+    # of three documents with 1, 2.5 and 1 nats a token: by the delta method sqrt(5^2 + 20^2 + 15^2) / 60
+    assert second["standard_error"] == pytest.approx(math.sqrt(650) / 60, rel=0.15)
     assert (second["layers"], second["parameters"], second["accuracy"]) == (2, 11, 0.5)
 
 
 def test_a_record_without_an_interval_or_a_loss_is_json_still() -> None:
     single = [SetLosses(*(np.array([x], np.float64) for x in (30.0, 5, 10, 40)))]
-    alone = scan_record(single, set_name="held-out", parameters=[7], vocabulary=320)["prefixes"][0]
+    alone = scan_record(scan_of(single), set_name="held-out", parameters=[7], vocabulary=320)["prefixes"][0]
     assert (alone["loss"], alone["low"], alone["high"]) == (3.0, None, None)
     infinite = losses_of([30.0, math.inf, 90.0], [1, 2, 3])
-    overflown = scan_record([infinite], set_name="held-out", parameters=[7], vocabulary=320)
+    overflown = scan_record(scan_of([infinite]), set_name="held-out", parameters=[7], vocabulary=320)
     assert json.loads(json.dumps(overflown, allow_nan=False)) == overflown
     entry = overflown["prefixes"][0]
-    assert [entry[key] for key in ("loss", "low", "high", "bits_per_byte")] == [None] * 4
+    assert [entry[key] for key in ("loss", "standard_error", "low", "high", "bits_per_byte")] == [None] * 5
+    assert (overflown["influence"], overflown["angular"]) == (None, None)
+
+
+# ---- both measures from the scan's pass, and the sample that the head is applied to
+
+
+@pytest.mark.parametrize("family", [llama, falcon, mixtral])
+def test_a_scan_also_measures_how_far_blocks_turn(family: Callable[[int], PreTrainedModel], tokens: TokenSet) -> None:
+    """Of the set's own tokens alone: the last of five sequences has 7, and padding behind them."""
+    model = seeded(family)
+    stream = np.concatenate([[VOCABULARY - 1], tokens.read(0, 70)])
+    rows = [stream[start : start + 16][None] for start in range(0, 71, 16)]
+    assert [row.shape[1] for row in rows] == [16, 16, 16, 16, 7]
+    alone = measure_turning(model, rows, dtype=torch.float32)
+    for positions in (None, 5):
+        turning = scan_prefixes(model, tokens, **SETTINGS, positions=positions).turning
+        assert turning is not None
+        assert turning.tokens == alone.tokens == 71
+        assert turning.influence == pytest.approx(alone.influence, rel=1e-4)
+        np.testing.assert_allclose(turning.distances, alone.distances, atol=1e-5)
+
+
+def test_a_scan_of_a_model_that_overflows_has_no_angles(tokens: TokenSet) -> None:
+    scan = scan_prefixes(steered(lambda x: x, lambda x: x / 0), tokens, **SETTINGS)
+    assert scan.turning is None
+    assert math.isfinite(scan.prefixes[0].loss)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_sample_scores_its_positions_as_the_whole_does(
+    family: Callable[[int], PreTrainedModel], tokens: TokenSet
+) -> None:
+    """Token by token: the sum over each document's drawn tokens, of every prefix."""
+    model = seeded(family)
+    drawn = np.sort(np.random.default_rng(3).choice(71, 40, replace=False))
+    scan = scan_prefixes(model, tokens, **SETTINGS, positions=40, seed=3)
+    ends = tokens.document_ends.tolist()
+    inside = [[x for x in drawn if start <= x < end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    assert (scan.seed, scan.positions, scan.tokens) == (3, 40, 71)
+    for count, losses in enumerate(scan.prefixes, 1):
+        nats, correct = by_token(model, count, tokens)
+        assert losses.tokens.tolist() == [len(places) for places in inside]
+        assert losses.nats == pytest.approx([nats[places].sum() for places in inside], rel=1e-4, abs=1e-4)
+        assert losses.correct.tolist() == [correct[places].sum() for places in inside]
+        assert losses.bytes == pytest.approx(tokens.document_bytes * losses.tokens / np.diff(ends, prepend=0))
+
+
+def by_token(model: PreTrainedModel, count: int, tokens: TokenSet) -> tuple[Any, Any]:
+    """What a model's first blocks score on each token of a set, (tokens,): losses, and whether it was the likeliest."""
+    name, blocks = block_list(model)
+    owner, attribute = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
+    setattr(owner, attribute, blocks[:count])
+    stream = np.full(81, VOCABULARY - 1)
+    stream[1:72] = tokens.read(0, 71)
+    ids, labels = torch.from_numpy(stream[:80].reshape(5, 16)), torch.from_numpy(stream[1:81])
+    with torch.inference_mode():
+        logits = model(input_ids=ids, use_cache=False).logits.flatten(0, 1).float()
+    setattr(owner, attribute, blocks)
+    nats = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    return nats[:71].numpy(), (logits.argmax(-1) == labels)[:71].numpy()
+
+
+def test_the_head_sees_the_sample_alone(tokens: TokenSet) -> None:
+    """For each prefix, once a batch; where a batch has none of the sample, not at all."""
+    model, seen = seeded(llama), []
+    model.lm_head.register_forward_hook(lambda _module, arguments, _output: seen.append(arguments[0].shape[1]))
+    drawn = np.random.default_rng(2).choice(71, 3, replace=False)
+    batches = {int(place) // 32 for place in drawn}
+    assert len(batches) == 2, "of three batches"
+    scan_prefixes(model, tokens, **SETTINGS, positions=3, seed=2)
+    assert sum(seen) == 3 * LAYERS
+    assert len(seen) == len(batches) * LAYERS
+
+
+def test_a_sample_as_large_as_the_set_is_the_set(tokens: TokenSet) -> None:
+    model = seeded(llama)
+    whole = scan_prefixes(model, tokens, **SETTINGS)
+    for positions in (71, 1000):
+        scan = scan_prefixes(model, tokens, **SETTINGS, positions=positions)
+        assert (scan.seed, scan.positions) == (None, 71)
+        for found, expected in zip(scan.prefixes, whole.prefixes, strict=True):
+            assert_same(found, expected)
+
+
+def test_a_sample_is_its_seeds(tokens: TokenSet) -> None:
+    model = seeded(llama)
+    first, again, other = (scan_prefixes(model, tokens, **SETTINGS, positions=20, seed=seed) for seed in (1, 1, 2))
+    assert_same(first.prefixes[0], again.prefixes[0])
+    assert first.prefixes[0].loss != other.prefixes[0].loss
+
+
+def test_a_samples_record_says_so_and_is_as_unsure_as_it_is() -> None:
+    random = np.random.default_rng(0)
+    nats = random.exponential(3, (200, 50))
+    whole = SetLosses(nats.sum(1), np.full(200, 5.0), np.full(200, 50.0), np.full(200, 100.0))
+    few = SetLosses(nats[:, :2].sum(1), np.full(200, 0.2), np.full(200, 2.0), np.full(200, 4.0))
+    few = dataclasses.replace(few, tokens=np.where(np.arange(200) < 100, 2.0, 0.0))
+    few = dataclasses.replace(few, nats=few.nats * (few.tokens > 0), bytes=few.bytes * (few.tokens > 0))
+    scans = [scan_of([losses], tokens=10_000, bytes=20_000) for losses in (whole, few)]
+    scans[1] = dataclasses.replace(scans[1], seed=7)
+    records = [scan_record(scan, set_name="held-out", parameters=[7], vocabulary=320) for scan in scans]
+    assert [record["positions"] for record in records] == [10_000, 200]
+    assert [record["tokens"] for record in records] == [10_000] * 2
+    assert [record["documents"] for record in records] == [200] * 2
+    assert [record["sample_seed"] for record in records] == [None, 7]
+    # exponential: one token's loss spreads by its mean, so the standard errors are 3 / sqrt(tokens)
+    errors = [record["prefixes"][0]["standard_error"] for record in records]
+    assert errors == pytest.approx([3 / 100, 3 / math.sqrt(200)], rel=0.3)
+    bits = records[1]["prefixes"][0]["bits_per_byte"]
+    assert bits == pytest.approx(records[1]["prefixes"][0]["loss"] / math.log(2) / 2)

@@ -63,7 +63,8 @@ def test_a_tracker_gets_numbers_under_their_kind(tmp_path: Path) -> None:
     metrics.append(validation(0))
     metrics.append(step(1, skipped=True, note="text", nothing=None))
     scores = {"piqa.acc": 0.5, "wikitext.word_perplexity": None}
-    metrics.append({"kind": "evaluation", "step": 1, "tokens": 640, "scores": scores})
+    beside = {"errors": {"piqa.acc": 0.1}, "lines": {"piqa": {"rows": 20}}, "gaps": {"wsc": "no data"}}
+    metrics.append({"kind": "evaluation", "step": 1, "tokens": 640, "scores": scores, **beside})
     assert tracker.logged == [
         ({"validation/development": 2.5, "validation/held-out": 3.0}, 0),
         ({"step/loss": 1.5, "step/skipped": 1.0}, 1),

@@ -52,7 +52,7 @@ def section(found: Evaluation) -> str:
 
 def test_the_index_in_the_hubs_format() -> None:
     (entry,) = model_index(two(), "Target", DATASETS)
-    assert entry["name"] == "Target"
+    assert entry["name"] == "Target"  # its directory's name
     piqa, wiki = entry["results"]
     assert piqa == {
         "task": {"type": "text-generation", "name": "Text generation"},
@@ -112,6 +112,30 @@ def test_lines_on_one_data_set_share_an_entry_and_keep_their_names() -> None:
         ["piqa", "0-shot"],
         ["piqa:5", "5-shot"],
     ]
+
+
+def test_a_group_has_no_configuration() -> None:
+    """That of its first subject is not what was evaluated."""
+    subjects = ("mmlu_anatomy", "mmlu_astronomy")
+    data = {name: {"path": "cais/mmlu", "name": "anatomy", "split": "test"} for name in ("mmlu", "mmlu_anatomy")}
+    lines = [line("mmlu", tasks=subjects), line("mmlu_anatomy", tasks=subjects[:1])]
+    found = evaluation(lines, {"a": {"mmlu": score(0.3), "mmlu_anatomy": score(0.4)}})
+    (entry,) = model_index(found, "a", data)
+    assert [result["dataset"].get("config") for result in entry["results"]] == [None, "anatomy"]
+    assert {result["dataset"]["type"] for result in entry["results"]} == {"cais/mmlu"}
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [("runs/half/model", "half"), ("runs/half/controls/random-2x/model", "random-2x"), ("models/mine/", "mine")],
+)
+def test_a_model_is_named_by_its_directory(source: str, name: str) -> None:
+    found = two()
+    models = tuple(replace(model, source=source) if model.name == "Target" else model for model in found.models)
+    (entry,) = model_index(replace(found, models=models), "Target")
+    assert entry["name"] == name
+    (read_back,) = front(card_with_results(CARD, replace(found, models=models), "Target"))["model-index"]
+    assert read_back["name"] == name
 
 
 def test_gaps_and_what_is_no_number_are_left_out() -> None:
@@ -252,8 +276,10 @@ def test_line_endings_and_a_mark_at_the_beginning_are_kept() -> None:
 
 def test_any_name_is_read_back() -> None:
     found = evaluation([line(), wikitext(gap=f"no {MARKUP}")], {MARKUP: {"piqa": score(0.7)}})
+    name = MARKUP.replace("/", "")  # a directory's
+    found = replace(found, models=tuple(replace(model, source=f"models/{name}") for model in found.models))
     card = card_with_results(CARD, found, MARKUP)
-    assert read(card).model_name == MARKUP
+    assert read(card).model_name == name
     assert card_with_results(card, found, MARKUP) == card
 
 

@@ -123,6 +123,25 @@ def test_the_records_are_all_there(finished: Path) -> None:
     assert "seconds" not in json.dumps(result), "times belong in the ledger: result.json must repeat"
 
 
+def test_settings_of_the_training_may_change_until_it_begins(llama_directory: Path, text: Path, tmp_path: Path) -> None:
+    def prepare(*flags: str) -> None:
+        pipeline.run(recipe(llama_directory, text, *flags), tmp_path / "run", console=Silent(), until="prepare")
+
+    prepare()
+    prepared = (tmp_path / "run" / "data" / "manifest.json").stat().st_mtime_ns
+    changed = ("--train.learning_rate", "1e-3", "--train.warmup_steps", "3", "--data.passes", "1")
+    prepare(*changed)
+    assert (tmp_path / "run" / "data" / "manifest.json").stat().st_mtime_ns == prepared
+    for flags in (("--train.seed", "1"), ("--train.compute_dtype", "bfloat16"), ("--data.tokens", "3000")):
+        with pytest.raises(
+            Refused, match=f"{flags[0].removeprefix('--')}: .* there, {flags[1]!r}? here|{flags[1]} here"
+        ):
+            prepare(*changed, *flags)
+    (tmp_path / "run" / "metrics.jsonl").touch()
+    with pytest.raises(Refused, match=r"data.passes: 1 there, 2 here"):
+        prepare()
+
+
 def test_reported_losses_are_those_of_the_exported_model(finished: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(finished / "model")
     AutoTokenizer.from_pretrained(finished / "model")
@@ -426,7 +445,8 @@ def test_a_run_with_controls_repeats(wide: Path, tmp_path: Path) -> None:
 
 
 def test_layers_of_the_greatest_influence_are_kept(influential: Path, llama_directory: Path) -> None:
-    found = read_json(influential / "influence.json")
+    found = read_json(influential / "layer_choice.json")
+    assert (found["measure"], len(found["angular"])) == ("influence", 4)
     assert found["layers"] == sorted(sorted(range(4), key=lambda layer: -found["influence"][layer])[:2])
     assert (found["set"], found["tokens"]) == ("train", 2000 // 32 * 32)
     record = read_json(influential / "inheritance.json")
@@ -435,7 +455,7 @@ def test_layers_of_the_greatest_influence_are_kept(influential: Path, llama_dire
         AutoModelForCausalLM.from_pretrained(influential / "model").config.inheritune["layers_kept"]
         == (found["layers"])
     )
-    assert "influence" in read_json(influential / "ledger.json")
+    assert "layer_choice" in read_json(influential / "ledger.json")
 
 
 @pytest.mark.parametrize(
@@ -461,7 +481,9 @@ def test_a_run_that_lost_records_makes_them_again(
     assert (out / "starts" / "inherit").is_dir()
 
 
-@pytest.mark.parametrize("lost", [["influence.json"], ["influence.json", "inheritance.json", "starts"], ["starts"]])
+@pytest.mark.parametrize(
+    "lost", [["layer_choice.json"], ["layer_choice.json", "inheritance.json", "starts"], ["starts"]]
+)
 def test_a_run_that_lost_what_its_layers_are_finds_them_again(
     lost: list[str], influential: Path, llama_directory: Path, text: Path, tmp_path: Path
 ) -> None:
@@ -470,8 +492,36 @@ def test_a_run_that_lost_what_its_layers_are_finds_them_again(
     for name in ("result.json", *lost):
         shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink()
     pipeline.run(recipe(llama_directory, text, *INFLUENTIAL, *SHORT), out, console=Silent())
-    for name in ("result.json", "inheritance.json", "influence.json"):
+    for name in ("result.json", "inheritance.json", "layer_choice.json"):
         assert (out / name).read_bytes() == (influential / name).read_bytes(), name
+
+
+def test_a_run_that_an_earlier_version_began_keeps_the_layers_that_it_chose(
+    influential: Path, llama_directory: Path, text: Path, tmp_path: Path
+) -> None:
+    """Its record has another name, and need not be what this version would choose."""
+    out = tmp_path / "run"
+    shutil.copytree(influential, out)
+    kept = [1, 3] if read_json(influential / "layer_choice.json")["layers"] != [1, 3] else [0, 2]
+    for name in ("result.json", "layer_choice.json", "inheritance.json", "starts", "losses", "model", "checkpoints"):
+        shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink()
+    earlier = {"layers": kept, "influence": [0.5, 0.75, 0.5, 0.75], "tokens": 1984, "set": "train"}
+    (out / "influence.json").write_text(json.dumps(earlier))
+    pipeline.run(recipe(llama_directory, text, *INFLUENTIAL, *SHORT), out, console=Silent(), until="inherit")
+    assert read_json(out / "inheritance.json")["layers_kept"] == kept
+    assert not (out / "layer_choice.json").exists()
+
+
+def test_all_but_the_stretch_that_turns_least_is_kept(llama_directory: Path, text: Path, tmp_path: Path) -> None:
+    flags = ("--inherit.layers", "angular:2", "--controls", "[]", *SHORT)
+    out = tmp_path / "run"
+    pipeline.run(recipe(llama_directory, text, *flags), out, console=Silent(), until="inherit")
+    found = read_json(out / "layer_choice.json")
+    first = min(range(3), key=lambda start: found["angular"][1][start])
+    assert found["layers"] == [layer for layer in range(4) if not first <= layer < first + 2]
+    assert (found["measure"], found["set"], found["tokens"]) == ("angular", "train", 2000 // 32 * 32)
+    record = read_json(out / "inheritance.json")
+    assert (record["layers_kept"], record["layers_word"]) == (found["layers"], "angular:2")
 
 
 def test_an_init_of_parts_is_the_targets(llama_directory: Path, text: Path, tmp_path: Path) -> None:

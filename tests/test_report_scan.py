@@ -16,7 +16,9 @@ from inheritune.report.scan import scan_svg, scan_table
 MARKUP = '[b]<i>x</i>&"[/b]'
 
 
-def record(losses: list[float | None], interval: bool = True, name: str = "held-out") -> dict[str, Any]:
+def record(
+    losses: list[float | None], interval: bool = True, name: str = "held-out", positions: int = 1_774_000
+) -> dict[str, Any]:
     """A scan's record as `layerwise.scan_record` gives it."""
     prefixes = [
         {
@@ -30,7 +32,7 @@ def record(losses: list[float | None], interval: bool = True, name: str = "held-
         }
         for index, loss in enumerate(losses)
     ]
-    sizes = {"documents": 1234, "tokens": 1_774_000, "bytes": 5_000_000}
+    sizes = {"documents": 1234, "tokens": 1_774_000, "bytes": 5_000_000, "positions": positions}
     return {"set": name, **sizes, "vocabulary": 4096, "uniform_guess": math.log(4096), "prefixes": prefixes}
 
 
@@ -51,6 +53,13 @@ def test_the_table_has_a_row_a_prefix_and_the_guess() -> None:
     assert row_of(text, "2")[:-1] == ["2", "2.47M", "6.500", "6.375", "to", "6.750", "3.250", "20.0%"]
     assert row_of(text, "Uniform")[:2] == ["Uniform", "8.318"]
     assert "held-out, 1,234 documents, 1.77M tokens; the guess is among 4,096 tokens." in " ".join(text.split())
+
+
+def test_a_sample_is_said_to_be_one() -> None:
+    sampled = record([9.0, 6.5], positions=16_384)
+    said = "held-out, 1,234 documents, 1.77M tokens, 16.4K scored"
+    assert f"{said}; the guess" in " ".join(printed(sampled).split())
+    assert said in [text for text, *_ in labels(picture(sampled))]
 
 
 def test_bars_are_as_long_as_the_losses() -> None:

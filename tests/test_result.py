@@ -198,6 +198,30 @@ def test_tokens_to_match_come_from_the_control_or_from_the_reference() -> None:
     assert tokens_to_match(1.0, curve, curve, True)["tokens"] is None
 
 
+def test_a_control_trained_for_longer_counts_in_tokens_to_match() -> None:
+    short, longer, longest = ([(0, 8.0), (tokens, loss)] for tokens, loss in ((600, 6.0), (1200, 4.0), (1800, 3.5)))
+    found = tokens_to_match(5.0, short, [], True, [longer, longest])
+    assert (found["tokens"], found["source"]) == (900, "control")
+    assert found["text"].startswith("From random init the same network, trained for more steps, reached")
+    assert (
+        "not reached the target's loss after 1,800 tokens"
+        in tokens_to_match(3, short, [], True, [longer, longest])["text"]
+    )
+    nats = {"random": [6.0, 6.1, 5.9], "random:3x": [4.0] * 3, "random:2x": [4.5] * 3, "random:4x@3": [2.0] * 3}
+    measured = {"reference": [2.0, 2.1, 1.9], "target": [3.0, 3.1, 2.9], **nats}
+    result = assemble(
+        "x",
+        losses={name: losses(2, value) for name, value in measured.items()},
+        ledger={f"train {name}": TRAINED for name in measured},
+        metrics={name: metrics((0, 8.0), (600, values[0] - 1.5)) for name, values in nats.items()},
+        own_training=OwnTraining("ref", 10_000, [], True),
+        main_set="held-out",
+    )
+    # random ends at 4.5, random:2x at 3.0, random:3x at 2.5; the target has 3.017
+    assert result["tokens_to_match"]["tokens"] == 598
+    assert "trained for more steps" in result["tokens_to_match"]["text"]
+
+
 def test_a_step_measured_again_after_a_restart_counts_once() -> None:
     records = [*metrics((0, 8.0), (100, 5.0)), *metrics((100, 4.9), (200, 4.0))]
     assert validation_curve(records, "held-out") == [(0, 8.0), (100, 4.9), (200, 4.0)]

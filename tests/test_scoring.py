@@ -280,7 +280,7 @@ def test_a_selection_is_not_whole() -> None:
     other = replace(first, task="b")
     assert line_of("g", [first, other], "acc").selection == "the first 2 rows of each task"
     entire = task_of("c", rows_of([1, 0]))
-    assert line_of("g", [first, entire], "acc").selection == "a: the first 2 rows; c: all rows"
+    assert line_of("g", [first, entire], "acc").selection == "at most the first 2 rows of each task"
 
 
 def test_what_is_no_line() -> None:

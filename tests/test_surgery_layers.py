@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from inheritune.errors import Refused
-from inheritune.surgery import influence_count, kept, parse_layers, spelled
+from inheritune.surgery import kept, measured, parse_layers, spelled
 from tiny import one_line
 
 CHOSEN = st.integers(2, 200).flatmap(
@@ -58,6 +58,16 @@ def test_a_word_means_these_layers(word: int | str, total: int, indices: tuple[i
         *("last:0", "last:6", "last:", "every:0", "every:6", "every:", "half:1", ":3", "quarter", "Half"),
         *("+", "3+", "+3", "3++last:1", "first:1+", "1-", "-3", "1--2", "1,", ",1", "1,,2", "1;2", "[1, 2]"),
         *("influence:0", "influence:6", "influence:", "influence:x", "influence:2+last:1", "last:1+influence:2"),
+        *(
+            "angular:0",
+            "angular:6",
+            "angular:",
+            "angular:x",
+            "angular:-1",
+            "angular:2+last:1",
+            "last:1+angular:2",
+            "angular",
+        ),
     ],
 )
 def test_what_is_no_such_word_is_refused(word: Any) -> None:
@@ -91,15 +101,29 @@ def test_layers_out_of_place_are_named(word: str, complaint: str) -> None:
     assert complaint in one_line(error)
 
 
+def test_first_and_last_layers_that_overlap_are_refused() -> None:
+    with pytest.raises(Refused, match=r"'first:20\+last:15' keeps layer 15 twice; name each layer once"):
+        parse_layers("first:20+last:15", 30)
+    assert parse_layers("first:15+last:15", 30) == tuple(range(30))
+
+
 def test_half_of_one_layer_is_refused() -> None:
     with pytest.raises(Refused, match="from 1 to 1, or a form"):
         parse_layers("half", 1)
 
 
-@pytest.mark.parametrize(("word", "count"), [("influence:3", 3), ("influence: 5", 5), (" influence:1 ", 1)])
-def test_influence_waits_for_tokens(word: str, count: int) -> None:
+@pytest.mark.parametrize(
+    ("word", "measure", "count"),
+    [
+        ("influence:3", "influence", 3),
+        ("influence: 5", "influence", 5),
+        (" angular:1 ", "angular", 1),
+        ("angular:5", "angular", 5),
+    ],
+)
+def test_what_is_measured_waits_for_tokens(word: str, measure: str, count: int) -> None:
     assert parse_layers(word, 5) is None
-    assert influence_count(word, 5) == count
+    assert measured(word, 5) == (measure, count)
 
 
 @pytest.mark.parametrize(

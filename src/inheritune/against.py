@@ -26,7 +26,7 @@ from inheritune.published import (
     column_of,
     fit,
 )
-from inheritune.scores import Better, Evaluation, Line, Paired, Score
+from inheritune.scores import Better, Evaluation, Line, Paired, Score, reference_of
 from inheritune.scoring import ERRORS
 
 BOLD_SHARE = 0.9
@@ -192,20 +192,21 @@ def _standing_said(standing: Standing | None, called: str) -> str:
 def judge(evaluation: Evaluation, line: Line) -> dict[str, Judgement]:
     """Rule and verdict for the models of an evaluation, beside each other.
 
-    The reference is the model with that role, the baselines are those of role `model`, without the one that is judged.
-    Of the reference itself nothing is said beside itself.
+    Each model has its own reference (see `reference_of`); the baselines are those of role `model`, without the one that
+    is judged. Of a reference nothing is said beside itself.
 
     Returns:
         By model, those that have a score on the line.
     """
     scores = _scores(evaluation, line)
-    roles = {model.name: model.role for model in evaluation.models}
-    reference = next((name for name in scores if roles.get(name) == "reference"), None)
+    models = {model.name: model for model in evaluation.models}
     judged = {}
     for name, score in scores.items():
-        other = None if reference is None or name == reference else scores[reference]
-        pair = None if reference is None or other is None else _pair(evaluation, line, name, reference)
-        baselines = {each: its.value for each, its in scores.items() if roles.get(each) == "model" and each != name}
+        found = reference_of(models[name], evaluation.models)
+        reference = found.name if found is not None else ""
+        other = scores.get(reference)
+        pair = None if other is None else _pair(evaluation, line, name, reference)
+        baselines = {each: its.value for each, its in scores.items() if models[each].role == "model" and each != name}
         judged[name] = Judgement(
             bold(score.value, None if other is None else other.value, baselines, line.better),
             verdict(line, score, None if other is None else (other.value, other.standard_error), pair),

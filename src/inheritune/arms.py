@@ -69,9 +69,12 @@ def control_arm(word: str) -> Arm:
     matched = re.fullmatch(r"([a-z_+-]+)(?::([0-9]{1,3})x)?(?:@([0-9]{1,4}))?", word)
     if matched is None:
         raise ValueError(
-            f"{init_words(control_names())}; but for cut each may end in :2x (twice the steps), @4 (4 layers)"
+            f"{init_words(control_names())}; but for cut each may end in :2x (twice the steps), @4 (4 layers), or both "
+            "in this order, :2x@4"
         )
     base, times, layers = matched.group(1), int(matched.group(2) or 1), matched.group(3)
+    if base == CUT:
+        raise ValueError("cut by itself: it is the target's start, with its layers, and is not trained")
     if not (1 if matched.group(2) is None else 2) <= times <= _MOST_TIMES:
         raise ValueError(f"2x to {_MOST_TIMES}x after the colon")
     if layers is not None and (int(layers) < 1 or base == "half-width"):

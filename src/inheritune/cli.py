@@ -235,13 +235,14 @@ def _prepare(words: list[str]) -> None:
 
 def _inherit(words: list[str]) -> None:
     parser = _bare_parser("inherit")
-    parser.add_argument("reference", type=str, help="a directory, a hub id or packaged:demo")
+    parser.add_argument("reference", type=str, help="a directory, a GGUF file, a hub id or packaged:demo")
     parser.add_argument(
         "--layers",
         type=str | None,
         default=None,
         help="which layers to keep, counted from 0: 13 (the first 13), half, 0-11,25, every:2, last:13, "
-        "first:12+last:1, or influence:13 (the 13 that change the hidden state most; needs --data)",
+        "first:12+last:1; measured on --data: influence:13 (the 13 that turn the hidden state most one by one) or "
+        "angular:13 (all but the one stretch that turns it least)",
     )
     parser.add_argument("--out", type=str | None, default=None, help="the directory that is written")
     parser.add_argument(
@@ -259,7 +260,16 @@ def _inherit(words: list[str]) -> None:
     parser.add_argument(
         "--sequence_length", type=int | None, default=None, help="--scan: tokens a sequence (default: at most 1024)"
     )
+    parser.add_argument(
+        "--positions",
+        type=str | None,
+        default=None,
+        help="--scan: how many positions are scored, a sample, or all (default: 16384)",
+    )
     parser.add_argument("--revision", type=str | None, default=None, help="the reference's revision on the hub")
+    parser.add_argument(
+        "--reference_file", type=str | None, default=None, help="of a hub id or a directory, its GGUF file to take"
+    )
     parser.add_argument(
         "--trust_remote_code", type=bool, default=False, help="whether code of the reference may be run"
     )
@@ -274,6 +284,9 @@ def _inherit(words: list[str]) -> None:
         )
     if given.sequence_length is not None and (given.sequence_length < 2 or not given.scan):
         raise Refused("inherit: --sequence_length must be 2 or more, and belongs to --scan")
+    positions = given.positions
+    if positions is not None and (not re.fullmatch("all|0*[1-9][0-9]{0,17}", positions, re.ASCII) or not given.scan):
+        raise Refused("inherit: --positions must be a number of 1 or more, or all, and belongs to --scan")
     if not 0 <= given.seed < 2**63:
         raise Refused("inherit: --seed must be 0 or more, below 2**63")
     out = _directory(given.out) if given.out is not None else None
@@ -281,7 +294,10 @@ def _inherit(words: list[str]) -> None:
     _quiet()
     from inheritune import pipeline
 
-    common = {name: getattr(given, name) for name in ("sequence_length", "revision", "trust_remote_code")}
+    shared = ("sequence_length", "revision", "reference_file", "trust_remote_code")
+    common = {name: getattr(given, name) for name in shared}
+    if positions is not None:
+        common["positions"] = None if positions == "all" else int(positions)
     if given.layers is not None and out is not None:
         own = {name: getattr(given, name) for name in ("init", "seed", "scan")}
         pipeline.inherit(given.reference, given.layers, out, data=data, **own, **common)
@@ -302,10 +318,17 @@ def _evaluate(words: list[str]) -> None:
     )
     parser.add_argument("--datasets", type=str | None, default=None, help="a mirror of the hub's data sets")
     parser.add_argument(
-        "--against", type=str, nargs="+", default=[], help="models to compare with, or published: the poster's figures"
+        "--against",
+        type=str,
+        nargs="+",
+        default=[],
+        help="models to compare with (of a run directory its target), the first of them as the reference where no run "
+        "brings one; or published: the poster's figures",
     )
     parser.add_argument(
-        "--checkpoints", action="store_true", help="of runs, the saved checkpoints and a figure instead of controls"
+        "--checkpoints",
+        action="store_true",
+        help="of runs, also under way, the saved checkpoints and a figure instead of controls",
     )
     parser.add_argument("--limit", type=int | None, default=None, help="at most so many rows of each task")
     parser.add_argument("--batch_size", type=int | None, default=None, help="rows at once (default: as many as fit)")
@@ -370,7 +393,7 @@ COMMANDS = {
     "train": Command("RECIPE", "prepare, inherit and train the target, without controls", _run_until("train", "train")),
     "grow": Command(
         "RECIPE",
-        "the full-data recipe: rounds of more layers until one matches, no controls",
+        "rounds of more layers until one matches, no controls (`run` of a recipe with `grow` trains both)",
         _run_until("grow", "train"),
     ),
     "evaluate": Command("MODEL... --suite table2", "the poster's tasks through lm-evaluation-harness", _evaluate),

@@ -147,8 +147,10 @@ class InheritConfig:
 
     layers: int | str = "half"
     """Which of the reference's N layers to keep, counted from 0: `13` (the first 13), `half` (the first N/2, rounded
-    down), `0-11,25` (these), `every:2` (every second), `last:13`, `first:12+last:1`, or `influence:13` (the 13 of the
-    largest influence on the hidden state, measured on tokens of the training set)."""
+    down), `0-11,25` (these), `every:2` (every second), `last:13`, `first:12+last:1`. Measured on tokens of the training
+    set: `influence:13` (the 13 that turn the hidden state most one by one; Men et al. 2024, arXiv 2403.03853) or
+    `angular:13` (all but the one contiguous stretch of N - 13 that turns it least; Gromov et al. 2024, arXiv
+    2403.17887)."""
     init: str = "inherit"
     """What the target starts from: `inherit` (the layers kept, with embeddings, final norm and head), `random` (random
     init), `stack` (the first ceil(n/2) layers repeated, cut to n, with embeddings, final norm and head), or parts
@@ -276,8 +278,9 @@ class GrowConfig:
     """With how many seeds of the training a round that matches is trained, the first included, before it counts: every
     one must match. Fewer matches by luck, and more good targets missed (studies/decision_rule)."""
     pilot_steps: int = 50
-    """Before the first round a target of the middle depth is trained for so many steps, and thrown away, to foresee
-    what difference the validation set can resolve; a smaller tolerance is refused. 0: nothing is foreseen."""
+    """Before the first round a target of the middle depth is trained for so many steps (at most a round's), and thrown
+    away, to foresee what difference the validation set can resolve; a smaller tolerance is refused. 0: nothing is
+    foreseen."""
     abandon: Literal["off", "auto"] = "off"
     """`auto`: stop a round early whose loss, extrapolated under the learning-rate schedule, cannot match any more."""
     growth: Literal["cold", "warm"] = "cold"
@@ -321,7 +324,9 @@ class Recipe:
     name: str = "run"
     """Names the default output directory `runs/NAME`."""
     reference: str | None = None
-    """The large model: a directory, a hub id, or `packaged:demo`."""
+    """The large model: a directory, a GGUF file (which is dequantised to float32), a hub id, or `packaged:demo`."""
+    reference_file: str | None = None
+    """Of a hub id or a directory that holds GGUF files: which one is the reference, such as `model.Q4_1.gguf`."""
     revision: str | None = None
     """The reference's revision on the hub."""
     trust_remote_code: bool = False
@@ -338,7 +343,8 @@ class Recipe:
     """The full-data recipe instead of one target: `{}` for its defaults. With an `architecture` the reference is
     trained first, by the same settings. `grow` says the layers, so `inherit.layers` is left out."""
     compare: CompareConfig | None = None
-    """`{tokens: 10B, passes: 1}`: the target once more, trained for the same steps on so many tokens."""
+    """`{tokens: 10B, passes: 1}`: the target once more, trained for the same steps on so many tokens; not with
+    `grow`."""
     evaluate: EvaluateConfig | None = None
     """`{every_tokens: 1M, suite: quick}`: evaluate the target on tasks between its steps. Training does not change by
     it, to the bit."""

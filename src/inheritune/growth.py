@@ -61,9 +61,10 @@ def planned_depths(grow: GrowConfig, total: int) -> tuple[int, ...]:
     start = total // 2 if grow.start == "half" else grow.start
     most = total if grow.most is None else grow.most
     if not 1 <= start <= total:
-        raise Refused(f"grow.start: {start} is not possible, the reference has {total} layers; give 1 to {total}")
+        reason = f"the reference has {layers_in_words(total)}"
+        raise Refused(f"grow.start: {start} is not possible, {reason}; give 1 to {total}")
     if not start <= most <= total:
-        what = f"the first round has {start} layers and the reference {total}"
+        what = f"the first round has {layers_in_words(start)} and the reference {total}"
         raise Refused(f"grow.most: {most} is not possible, {what}; give {start} to {total}")
     return tuple(range(start, most + 1, grow.step))
 

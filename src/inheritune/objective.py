@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -53,9 +53,13 @@ class Scores(NamedTuple):
     """What a model scores token by token."""
 
     nats: torch.Tensor
-    """(B, T), float32: cross-entropy; 0 where no label counts."""
+    """(B, T), or (n,) where some places alone were asked for; float32: cross-entropy; 0 where no label counts."""
     correct: torch.Tensor
-    """(B, T), bool: whether the label was the most likely token."""
+    """Of the same shape, bool: whether the label was the most likely token."""
+
+
+_ScoresOf = Callable[[slice | torch.Tensor, torch.Tensor], torch.Tensor]
+"""Some tokens of a micro-batch, counted row by row, and their last hidden states, (1, n, D), to scores, (1, n, V)."""
 
 
 class Objective(nn.Module):
@@ -93,6 +97,7 @@ class Objective(nn.Module):
         labels: torch.Tensor,
         positions: torch.Tensor | None = None,
         scored: bool = False,
+        places: torch.Tensor | None = None,
     ) -> Losses | Scores:
         """Run the model on a micro-batch.
 
@@ -101,10 +106,15 @@ class Objective(nn.Module):
             labels: (B, T), int64, the next tokens; `loss.IGNORED` where none counts.
             positions: (B, T), int64, each token's place in its document, where documents must not see each other.
             scored: give every token's score, for validation, instead of sums to train by.
+            places: (n,), int64: with `scored`, apply the head to these tokens alone, counted row by row; the scores are
+                then of (n,). With none of them the head is not run, provided that the model is made of two parts.
         """
         with autocast(self._dtype, ids.device), banded(ids.device):
             student = self._parts[0]
             hidden, scores_of = student.run(ids, positions)
+            if places is not None:
+                assert scored
+                return _place_scores(scores_of, hidden, labels, places.split(self._chunk_tokens))
             chunks = list(_slices(ids.numel(), self._chunk_tokens, whole=not student.split))
             if scored:
                 return _token_scores(scores_of, hidden, labels, chunks)
@@ -169,9 +179,7 @@ class _Parts:
         assert base is not None
         return base
 
-    def run(
-        self, ids: torch.Tensor, positions: torch.Tensor | None
-    ) -> tuple[torch.Tensor, Callable[[slice, torch.Tensor], torch.Tensor]]:
+    def run(self, ids: torch.Tensor, positions: torch.Tensor | None) -> tuple[torch.Tensor, _ScoresOf]:
         """The last hidden state (B, T, D), and a function of some tokens and theirs, (1, n, D), to scores (1, n, V).
 
         Where the model is not made of two, the scores take the hidden state's place, and the function hands them on.
@@ -185,7 +193,7 @@ class _Parts:
         outputs = base(input_ids=ids, **settings)
         flat_ids = ids.reshape(1, -1)
 
-        def scores_of(chunk: slice, hidden: torch.Tensor) -> torch.Tensor:
+        def scores_of(chunk: slice | torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
             given = copy.copy(outputs)
             given["last_hidden_state"] = hidden
             self._owner._modules[self._name] = _Given(base, given)
@@ -279,7 +287,7 @@ def _add(totals: list[torch.Tensor], values: Losses) -> None:
 
 
 def _token_scores(
-    scores_of: Callable[[slice, torch.Tensor], torch.Tensor],
+    scores_of: _ScoresOf,
     hidden: torch.Tensor,
     labels: torch.Tensor,
     chunks: list[slice],
@@ -290,6 +298,19 @@ def _token_scores(
         nats.append(token_losses(scores, wanted))
         correct.append(scores.argmax(-1) == wanted)
     return Scores(torch.cat(nats, 1).reshape(labels.shape), torch.cat(correct, 1).reshape(labels.shape))
+
+
+def _place_scores(
+    scores_of: _ScoresOf, hidden: torch.Tensor, labels: torch.Tensor, chunks: Sequence[torch.Tensor]
+) -> Scores:
+    """The scores of some tokens alone, by their places: (n,)."""
+    nats, correct = [torch.zeros(0, device=hidden.device)], [torch.zeros(0, dtype=torch.bool, device=hidden.device)]
+    for chunk in chunks:
+        if chunk.numel():
+            scores, wanted = scores_of(chunk, _flat(hidden)[:, chunk]), labels.reshape(1, -1)[:, chunk]
+            nats.append(token_losses(scores, wanted).flatten())
+            correct.append((scores.argmax(-1) == wanted).flatten())
+    return Scores(torch.cat(nats), torch.cat(correct))
 
 
 def _flat(hidden: torch.Tensor) -> torch.Tensor:

@@ -468,7 +468,10 @@ def _reworded(kind: type[Any], message: str, where: str, values: dict[str, Any],
     key = keys[0] if keys[-1].startswith(keys[0]) else f"{keys[0]}.{keys[-1]}"
     got = re.findall(r"(?:Got value|Given value): (.*)", message)
     value = _given(key, values, overrides, got[-1].strip() if got else None)
-    return f"{_place(key, where, overrides)}: {key} is {value!r}; allowed: {_allowed_type(kind, key)}"
+    allowed = _allowed_type(kind, key)
+    if allowed.startswith("a list") and isinstance(value, str) and re.fullmatch(r"[^\[\]{}]+", value):
+        allowed += f", written [{value}]"
+    return f"{_place(key, where, overrides)}: {key} is {value!r}; allowed: {allowed}"
 
 
 def _given(key: str, values: dict[str, Any], overrides: Sequence[str], fallback: Any) -> Any:

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,6 +107,7 @@ def assemble(
             validation_curve(metrics.get("random", []), main_set),
             validation_curve(own_training.metrics, main_set),
             own_training.same_documents,
+            [validation_curve(metrics[key], main_set) for key in _for_longer(metrics)],
         )
     if growth is not None:
         result["matched"] = growth.matched is not None
@@ -112,6 +115,12 @@ def assemble(
         result["growth"] = _rounds(growth)
     result["verdict"] = verdict(result)
     return result
+
+
+def _for_longer(names: Iterable[str]) -> list[str]:
+    """Among controls those that differ from `random` in their steps alone, the fewest first."""
+    times = {name: int(found[1]) for name in names if (found := re.fullmatch(r"random:([0-9]+)x", name))}
+    return sorted(times, key=lambda name: times[name])
 
 
 def stage_of(name: str, growth: Growth | None) -> str:
@@ -263,7 +272,11 @@ def validation_curve(metrics: list[Record], validation_set: str) -> list[tuple[i
 
 
 def tokens_to_match(
-    loss: float, control_curve: list[tuple[int, float]], reference_curve: list[tuple[int, float]], same_documents: bool
+    loss: float,
+    control_curve: list[tuple[int, float]],
+    reference_curve: list[tuple[int, float]],
+    same_documents: bool,
+    longer_curves: Sequence[list[tuple[int, float]]] = (),
 ) -> Record:
     """How many tokens random init needs to reach the target's loss, from recorded curves.
 
@@ -272,16 +285,18 @@ def tokens_to_match(
         control_curve: of the control, the same architecture from random init; empty if there is none.
         reference_curve: of the reference's own training from random init; empty where it is not recorded.
         same_documents: whether the reference's curve was measured on the very documents of `loss`.
+        longer_curves: of controls that differ from the first in more steps alone, the fewest first.
     """
-    tokens = tokens_to_reach(loss, control_curve)
-    if tokens is not None:
-        text = f"From random init the same network reached the target's loss after {tokens:,} tokens."
-        return {"tokens": tokens, "source": "control", "text": text}
-    behind = (
-        f"From random init the same network had not reached the target's loss after {control_curve[-1][0]:,} tokens"
-        if control_curve
-        else ""
-    )
+    for curve in (control_curve, *longer_curves):
+        tokens = tokens_to_reach(loss, curve)
+        if tokens is not None:
+            longer = "" if curve is control_curve else ", trained for more steps,"
+            text = f"From random init the same network{longer} reached the target's loss after {tokens:,} tokens."
+            return {"tokens": tokens, "source": "control", "text": text}
+    seen = max((curve[-1][0] for curve in (control_curve, *longer_curves) if curve), default=None)
+    behind = ""
+    if seen is not None:
+        behind = f"From random init the same network had not reached the target's loss after {seen:,} tokens"
     tokens = tokens_to_reach(loss, reference_curve)
     if tokens is not None:
         where = "on the same documents" if same_documents else "on its own held-out documents"
@@ -300,14 +315,15 @@ def verdict(result: Record) -> str:
     target = result["target"]
     loss = target["validation_loss"]
     if result.get("reference") is None:
-        trained = f"{target['layers']} layers trained from random init on {result['tokens_trained']:,} tokens"
+        trained = f"{layers_in_words(target['layers'])} trained from random init on {result['tokens_trained']:,} tokens"
         return f"{trained}: loss {loss:.3f} nats a token."
     if "growth" in result:
         return _growth_verdict(result)
     reference, control = result["reference"], result["controls"].get("random")
     kept = f"{target['layers']} of {reference['layers']} layers"
     if "init" in result:  # then the layers are not, or not all, the reference's
-        kept = f"{target['layers']} layers (init: {result['init']}; the reference has {reference['layers']})"
+        has = f"the reference has {reference['layers']}"
+        kept = f"{layers_in_words(target['layers'])} (init: {result['init']}; {has})"
     trained = f"{kept}, trained on {result['unique_tokens']:,} tokens"
     trained += f" in {_passes(result['passes'])},"
     if control is None:
@@ -333,7 +349,9 @@ def _growth_verdict(result: Record) -> str:
     if result["matched"]:
         seeds = f" {result['growth']['seeds']['text']}." if "seeds" in result["growth"] else ""
         matching = "layers match" if layers > 1 else "layers matches"
-        return f"{layers} of {total} {matching} the reference, after {counted}: {plain_verdict(best)}.{seeds}"
+        whole = ": it is as deep as the reference, nothing was cut" if layers == total else ""
+        text = f"{layers} of {total} {matching} the reference, after {counted}{whole}"
+        return f"{text}{';' if whole else ':'} {plain_verdict(best)}.{seeds}"
     tried = ", ".join(str(one["layers"]) for one in rounds if one["seed"] == 0)
     text = f"No target matches the reference ({tried} of {total} layers were tried)"
     found = result["growth"]["seeds"]["text"] if "seeds" in result["growth"] else plain_verdict(best)

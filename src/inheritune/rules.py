@@ -44,7 +44,7 @@ _DATA_RULES: list[Rule] = [
 _TRAIN_RULES: list[Rule] = [
     ("batch_sequences", lambda x: x >= 1, "1 or more"),
     ("micro_batch_sequences", lambda x: x == "auto" or x >= 1, "1 or more, or auto"),
-    ("learning_rate", _all_rates, "a number above 0, or a list of different ones"),
+    ("learning_rate", _all_rates, "a number above 0, or a list of such numbers, none of them twice"),
     ("final_learning_rate", lambda x: _finite(x) and x >= 0, "0 or more"),
     ("warmup_steps", lambda x: x >= 0, "0 or more"),
     ("weight_decay", lambda x: _finite(x) and x >= 0, "0 or more"),
@@ -94,6 +94,7 @@ def impossible(config: Any) -> Iterator[tuple[str, Any, str]]:
         yield from _sources(config.data, "data.")
         yield from _executor(config.data, "data.")
         yield from _by_rules(config.train, _TRAIN_RULES, "train.")
+        yield from _warmup(config)
         yield from _optimizer(config)
         if config.architecture is not None and config.architecture.vocabulary < SMALLEST_VOCABULARY:
             yield "architecture.vocabulary", config.architecture.vocabulary, "257 (every byte and end-of-text) or more"
@@ -107,12 +108,19 @@ def impossible(config: Any) -> Iterator[tuple[str, Any, str]]:
         if config.evaluate is not None:
             yield from _by_rules(config.evaluate, _EVALUATE_RULES, "evaluate.")
         yield from _inits(config)
+        if config.reference_file is not None and config.reference is None:
+            yield "reference_file", config.reference_file, "null where there is no reference that it is a file of"
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.name):
             yield "name", config.name, "letters, digits, '.', '_' and '-': it names a directory"
     elif isinstance(config, DataConfig):
         yield from _by_rules(config, _DATA_RULES, "")
         yield from _sources(config, "")
         yield from _executor(config, "")
+
+
+def _as_given(section: Any) -> dict[str, Any]:
+    """A section as a recipe would have it, but for what is null."""
+    return {name: value for name, value in vars(section).items() if value is not None}
 
 
 def _by_rules(config: Any, rules: list[Rule], prefix: str) -> Iterator[tuple[str, Any, str]]:
@@ -148,6 +156,24 @@ def _executor(data: DataConfig, prefix: str) -> Iterator[tuple[str, Any, str]]:
         yield f"{prefix}workers", data.workers, f"with {prefix}executor slurm the number of its jobs, 1 to {MOST_JOBS}"
 
 
+def _warmup(recipe: Recipe) -> Iterator[tuple[str, Any, str]]:
+    """Steps that would all be warm-up, as far as they are known before there is data, which may last for fewer."""
+    train, grow = recipe.train, recipe.grow
+    warmup, most = train.warmup_steps, train.max_steps
+    if most is not None and warmup >= most:
+        yield "train.warmup_steps", warmup, f"fewer than train.max_steps ({most})"
+    if grow is None or grow.growth != "warm":
+        return
+    allowed = f"more than train.warmup_steps ({warmup})"
+    if most is not None:
+        allowed += f", at most train.max_steps ({most})"
+        half = max(1, most // 2)
+        if grow.warm_steps is None and half <= warmup:
+            yield "grow.warm_steps", None, f"{allowed}; left out it is half of train.max_steps, {half}"
+    if grow.warm_steps is not None and not warmup < grow.warm_steps <= (most or grow.warm_steps):
+        yield "grow.warm_steps", grow.warm_steps, allowed
+
+
 def _distillation(recipe: Recipe) -> Iterator[tuple[str, Any, str]]:
     """What is wrong with learning from the reference's predictions."""
     distill = recipe.train.objective.distill
@@ -158,7 +184,7 @@ def _distillation(recipe: Recipe) -> Iterator[tuple[str, Any, str]]:
     if not 0 < distill.weight <= 1:
         yield "train.objective.distill.weight", distill.weight, "a number above 0, at most 1"
     if recipe.reference is None:
-        yield "train.objective.distill", "given", "null where there is no reference to learn from"
+        yield "train.objective.distill", _as_given(distill), "null where there is no reference to learn from"
 
 
 def _growth(recipe: Recipe) -> Iterator[tuple[str, Any, str]]:
@@ -173,12 +199,10 @@ def _growth(recipe: Recipe) -> Iterator[tuple[str, Any, str]]:
         yield "grow.growth", "warm", f"cold with inherit.init {recipe.inherit.init}"
     if grow.growth == "cold" and grow.warm_steps is not None:
         yield "grow.warm_steps", grow.warm_steps, "null where grow.growth is cold"
-    if grow.warm_steps is not None and grow.warm_steps <= recipe.train.warmup_steps:
-        yield "grow.warm_steps", grow.warm_steps, f"more than train.warmup_steps ({recipe.train.warmup_steps})"
     if recipe.inherit.layers != "half":
         yield "inherit.layers", recipe.inherit.layers, "left out with grow, whose start, step and choice say the layers"
     if recipe.compare is not None:
-        yield "compare", "given", "null with grow, whose target is no single training"
+        yield "compare", _as_given(recipe.compare), "null with grow, whose target is no single training"
 
 
 def _comparison(recipe: Recipe) -> Iterator[tuple[str, Any, str]]:
@@ -196,7 +220,7 @@ def _comparison(recipe: Recipe) -> Iterator[tuple[str, Any, str]]:
     if other.prepared is not None and other.tokens is not None:
         yield "compare.tokens", int(other.tokens), "null with compare.prepared, which holds as many as it holds"
     if recipe.reference is None:
-        yield "compare", "given", "null where there is no reference to inherit from"
+        yield "compare", _as_given(other), "null where there is no reference to inherit from"
 
 
 def _optimizer(recipe: Recipe) -> Iterator[tuple[str, Any, str]]:

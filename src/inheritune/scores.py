@@ -8,8 +8,9 @@ its 57 subjects; a score is what one model reached on it. `Evaluation` is `evalu
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Self
 
 FORMAT = 1
@@ -116,6 +117,8 @@ class Line:
     gap: str | None = None
     """Why there are no scores, and how to mend it; None: there are."""
     dataset: dict[str, Any] = field(default_factory=dict)
+    """As in `TaskScores`; of a group without the configuration, the fingerprint being one of all its tasks."""
+    changed: dict[str, list[Any]] = field(default_factory=dict)
     """As in `TaskScores`; of a group its first task's."""
 
 
@@ -158,6 +161,49 @@ class Model:
     """The run directory that it belongs to."""
 
 
+def own_name(source: str) -> str:
+    """A model by its directory's name, or by that of the folder around it where it is just called `model`."""
+    path = Path(source).expanduser().resolve()
+    return path.parent.name if path.name == "model" else path.name
+
+
+def reference_of(model: Model, models: Sequence[Model]) -> Model | None:
+    """What a model is judged beside: its run's reference; else the one of no run, which the user named.
+
+    A model of no run has that of a run beside it where it is the only one.
+    """
+    found = [one for one in models if one.role == "reference"]
+    own = [one for one in found if one.run == model.run] or [one for one in found if one.run is None]
+    if not own and model.run is None and len(found) == 1:
+        own = found
+    return own[0] if own and own[0].name != model.name else None
+
+
+def compared(models: Sequence[Model]) -> list[tuple[Model, Model]]:
+    """Which models are compared on the same rows: few, for each pair is a row of a table on every line.
+
+    Every model with its reference; a run's target (without one its first model) with the run's other models; the first
+    of all with those of the other runs, and with each model of no run. Of a run's checkpoints the last alone, and with
+    the reference alone.
+
+    Returns:
+        Pairs, each once.
+    """
+    last = {one.run: one for one in models if one.role == "checkpoint"}
+    others = [one for one in models if one.role not in ("checkpoint", "reference")]
+    first: dict[str | None, Model] = {}
+    for one in sorted(others, key=lambda one: one.role != "target"):
+        first.setdefault(one.run, one)
+    pairs = [(one, reference) for one in (*others, *last.values()) if (reference := reference_of(one, models))]
+    pairs += [(first[one.run], one) for one in others if one.run is not None]
+    pairs += [(first[others[0].run], one) for one in others if one.run is None or one is first[one.run]]
+    found: dict[frozenset[str], tuple[Model, Model]] = {}
+    for left, right in pairs:
+        if left is not right:
+            found.setdefault(frozenset((left.name, right.name)), (left, right))
+    return list(found.values())
+
+
 @dataclass(frozen=True)
 class Paired:
     """Two models on the same rows of a line."""
@@ -179,6 +225,45 @@ class Paired:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """One model on a suite between the steps of its training: what is recorded of it, and told."""
+
+    lines: tuple[Line, ...]
+    scores: dict[str, Score]
+    """By line's name; of a line that is not here `Line.gap` says why."""
+
+    @property
+    def gaps(self) -> dict[str, str]:
+        """By line's name why it has no score, or one of only some of its tasks."""
+        return {line.name: line.gap for line in self.lines if line.gap is not None}
+
+    def record(self) -> dict[str, Any]:
+        """As JSON: plain numbers by `LINE.METRIC`, such as `piqa.acc`, and what it takes to believe them.
+
+        A number that is not finite is null.
+        """
+        found: dict[str, tuple[float, float | None]] = {}
+        for line in self._scored():
+            score = self.scores[line.name]
+            for metric, pair in {line.metric: (score.value, score.standard_error), **score.beside}.items():
+                found[f"{line.name}.{metric}"] = pair
+        return {
+            "scores": {name: _finite(value) for name, (value, _) in found.items()},
+            "errors": {name: _finite(error) for name, (_, error) in found.items()},
+            "lines": {line.name: self._details(line) for line in self._scored()},
+            "gaps": self.gaps,
+        }
+
+    def _scored(self) -> list[Line]:
+        return [line for line in self.lines if line.name in self.scores]
+
+    def _details(self, line: Line) -> dict[str, Any]:
+        score = self.scores[line.name]
+        names = ("title", "shots", "metric", "whole", "rows", "rows_in_split", "selection", "chance", "majority")
+        return {name: getattr(line, name) for name in names} | {"near": [*score.near], "cut_rows": score.cut_rows}
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """`evaluation.json`."""
 
@@ -193,6 +278,8 @@ class Evaluation:
     published: dict[str, Any] = field(default_factory=dict)
     """What was set beside it with `--against published`."""
     versions: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, dict[str, str]] = field(default_factory=dict)
+    """By model, then by the harness's task, why it could not be evaluated; its line has no score."""
     limited: str | None = None
     """What every table must say where not all rows were evaluated."""
 
@@ -222,6 +309,10 @@ class Evaluation:
 def _score(record: Mapping[str, Any]) -> Score:
     beside = {metric: (value, error) for metric, (value, error) in record["beside"].items()}
     return Score(**{**record, "near": tuple(record["near"]), "beside": beside})
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 _INFINITE = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}

@@ -10,6 +10,7 @@ aggregate (`agrees`), and has no standard error, rather than a wrong one.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -243,14 +244,16 @@ def _levels(tasks: Sequence[TaskScores], metric: str) -> tuple[float | None, flo
 
 def _selection(tasks: Sequence[TaskScores]) -> str | None:
     """How rows were chosen; None where all were taken."""
-    found = {task.task: task.selection for task in tasks}
-    if set(found.values()) == {None}:
+    found = {task.selection for task in tasks}
+    if found == {None}:
         return None
     if len(tasks) == 1:
         return tasks[0].selection
-    if len(set(found.values())) == 1:
-        return f"{tasks[0].selection} of each task"
-    return "; ".join(f"{name}: {selection or 'all rows'}" for name, selection in found.items())
+    # of a group's tasks, which differ in size, one text: `the first 20 rows of each task`
+    texts = {re.sub(r" of [\d,]+ rows", " rows", text) for text in found if text is not None}
+    if len(texts) == 1:
+        return f"{'at most ' if None in found else ''}{texts.pop()} of each task"
+    return "; ".join(f"{task.task}: {task.selection or 'all rows'}" for task in tasks)
 
 
 def _shared(settings: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

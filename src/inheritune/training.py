@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -49,6 +49,7 @@ from inheritune.planning import training_flops_per_token
 from inheritune.recomputation import recompute_blocks
 from inheritune.run_directory import read_jsonl
 from inheritune.schedule import learning_rate, validation_interval
+from inheritune.scores import Reading
 from inheritune.stopping import stop_signals
 from inheritune.tokens import Prepared, TrainingBlocks
 from inheritune.tracking import open_tracker
@@ -257,17 +258,18 @@ class Trainer:
             device=self.world.device,
         )
         self._seen_stop = False
+        self._tell_gaps()
         if state.step == 0:
             self._validate(metrics)
-        if self._evaluation_is_missing():
-            self._evaluate(metrics)
         every = self._validation_interval()
-        if 0 < state.step < self._steps and self._ended_early():  # killed after a checkpoint, before it was asked
-            return
         # the last one stalls nobody; once the optimiser's moments exist, room is made for the others
         reserving = state.step + config.checkpoint_every_steps < self._steps
         pending: Launched | None = None
         with stop_signals() as stop:
+            if self._evaluation_is_missing():
+                self._evaluate(metrics, stop)
+            if 0 < state.step < self._steps and self._ended_early():  # killed after a checkpoint, before it was asked
+                return
             while state.step < self._steps:
                 launched = self._step(stop)
                 if reserving:
@@ -278,10 +280,11 @@ class Trainer:
                 pending = launched
                 last = state.step == self._steps
                 validating = last or state.step % every == 0
-                saving = last or state.step % config.checkpoint_every_steps == 0
                 evaluating = self._evaluation_is_due()
+                # an evaluation may take long: with a checkpoint before it, a kill costs the evaluation alone
+                saving = last or evaluating or state.step % config.checkpoint_every_steps == 0
                 stopping = bool(stop) if self.world.size == 1 else self._seen_stop
-                if validating or saving or evaluating or stopping or not self._late:
+                if validating or saving or stopping or not self._late:
                     self._read(pending, reader)
                     pending = None
                     stopping = bool(stop) if self.world.size == 1 else self._seen_stop
@@ -291,8 +294,8 @@ class Trainer:
                     self._save()
                 if stopping:
                     self._interrupt(stop)
-                if evaluating:  # it may take long: after the checkpoint, so that a kill costs the evaluation alone
-                    self._evaluate(metrics)
+                if evaluating:
+                    self._evaluate(metrics, stop)
                 if validating and not last and self._ended_early():
                     break
         self._checkpointer.finish()
@@ -391,7 +394,7 @@ class Trainer:
             error.said = not self.world.main
             raise error
 
-    def _interrupt(self, stop: list[int]) -> None:
+    def _interrupt(self, stop: list[int]) -> NoReturn:
         written = self._checkpointer.finish()
         numbers = [number for number in self.world.gathered(stop[0] if stop else 0) if number]
         kept = "checkpoint written" if written else "no checkpoint could be written, the one before is kept"
@@ -438,6 +441,11 @@ class Trainer:
             state.best_loss, state.best_step = development, state.step
             self._checkpointer.save_now(self.directory / "best", self._weights(), {"step": state.step})
 
+    def _tell_gaps(self) -> None:
+        """Say before the first step what no evaluation will have."""
+        for name, reason in self.between.gaps.items() if self.between is not None else ():
+            self.report(f"  evaluation will have a gap at {name}: {reason}")
+
     def _evaluation_is_due(self) -> bool:
         """Whether `between` is due after the last step that was done."""
         step = self._state.step
@@ -455,21 +463,29 @@ class Trainer:
             lambda: not any(one.get("kind") == "evaluation" and one["step"] == step for one in read_jsonl(path))
         )
 
-    def _evaluate(self, metrics: Metrics) -> None:
-        """Have a copy of the model measured on rank 0; whatever fails there is told, and leaves a gap."""
+    def _evaluate(self, metrics: Metrics, stop: list[int]) -> None:
+        """Have a copy of the model measured on rank 0; whatever fails there is told, and leaves a gap.
+
+        Raises:
+            Interrupted: rank 0 was told to stop meanwhile. What it left then is made up when the run goes on.
+        """
         between, world = self.between, self.world
         step, tokens = self._state.step, self._place()["tokens"]
         assert between is not None
         # every rank takes part in gathering, one keeps what comes of it
         weights = {name: value.cpu() for name, value in self.exported() if world.main}
-        scores, problem = world.on_main(lambda: between.measured(weights, world.device, step, tokens))
-        if problem is not None:
-            self.report(f"Not evaluated after step {step} ({problem}); training goes on.")
-            return
-        finite = {name: value if math.isfinite(value) else None for name, value in scores.items()}
-        metrics.append({"kind": "evaluation", "step": step, "tokens": tokens, "scores": finite})
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
-        self.report(f"  evaluated after step {step}, {tokens:,} tokens: {shown}")
+
+        def measured() -> tuple[Reading | str | None, bool]:
+            return between.measured(weights, world.device, step, tokens, stopped=lambda: bool(stop)), bool(stop)
+
+        found, stopping = world.on_main(measured)
+        if isinstance(found, str):
+            self.report(f"Not evaluated after step {step} ({found}); training goes on.")
+        elif found is not None:
+            metrics.append({"kind": "evaluation", "step": step, "tokens": tokens, **found.record()})
+            self.report(f"  evaluated after step {step}, {tokens:,} tokens: {between.in_words(found)}")
+        if stopping:
+            self._interrupt(stop)
 
     def _weights(self) -> Tensors:
         return {f"model.{name}": parameter.detach() for parameter, name in self._names.items()}

@@ -67,20 +67,26 @@ def assign(
     further = documents[source >= len(data.sources)]
     train = kept & (place >= np.uint64(first_train))
     twice = among(documents, further) & train if len(further) else np.zeros(len(documents), bool)
-    selections = _training(data, documents, source, train & ~twice)
+    selections = _training(data, documents, source, train & ~twice, twice)
     for name, (mask, budget) in groups.items():
         selections.append(_held_out(data, documents, name, mask, mask & ~known, budget))
     removed = {name: int((mask & known).sum()) for name, (mask, _) in groups.items()}
     return Assignment(selections, int((copies > 0).sum()), removed, int(twice.sum()))
 
 
-def _training(data: DataConfig, documents: Documents, source: Any, train: Mask) -> list[Selection]:
+def _training(data: DataConfig, documents: Documents, source: Any, train: Mask, twice: Mask) -> list[Selection]:
+    """What is trained on, by source; `twice` are documents left out for standing in `validation_sets`, too."""
     budgets: list[int | None] = [None]
     if data.tokens is not None:
         budgets = [*split_budget(data.tokens, [source.weight for source in data.sources])]
     selections = []
     for number, budget in enumerate(budgets):
         ids = np.flatnonzero(train & (source == number))
+        if not len(ids) and (twice & (source == number)).any():
+            raise Refused(
+                f"{data.sources[number].path}: all that would be trained on stands in data.validation_sets, too, and "
+                "is left out for that; name other text there"
+            )
         if not len(ids):
             raise Refused(
                 f"{data.sources[number].path}: all its documents fall into the held-out sets; add text, lower "

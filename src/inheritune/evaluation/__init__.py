@@ -7,7 +7,7 @@ The harness is imported by what needs it, so the words of a suite can be checked
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from inheritune.config import EvaluateConfig
-
-Measured = Callable[["PreTrainedModel", "PreTrainedTokenizerBase", Path], dict[str, float]]
+    from inheritune.evaluation.evaluating import Plan
+    from inheritune.scores import Reading
 
 __all__ = ["SUITES", "check_harness", "during_training", "parse_suite"]
 
@@ -37,8 +37,27 @@ def check_harness() -> None:
         raise Refused(f"evaluation needs {' and '.join(missing)}; give: pip install lm-eval accelerate")
 
 
-def during_training(config: EvaluateConfig) -> Measured:
-    """What evaluates a model between the steps of a training: its scores by `TASK.METRIC`.
+@dataclass(frozen=True)
+class DuringTraining:
+    """Evaluates a model between the steps of its training."""
+
+    planned: Plan
+
+    @property
+    def gaps(self) -> dict[str, str]:
+        """By line's name what it will lack, as known beforehand: why, and how to mend it."""
+        reasons = {name: self.planned.gap_of(name) for name in self.planned.lines}
+        return {name: reason for name, reason in reasons.items() if reason is not None}
+
+    def __call__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, _directory: Path) -> Reading:
+        """Evaluate a model on its device; see `evaluate_model`."""
+        from inheritune.evaluation.evaluating import evaluate_model
+
+        return evaluate_model(model, tokenizer, self.planned)
+
+
+def during_training(config: EvaluateConfig) -> DuringTraining:
+    """What evaluates a model between the steps of a training.
 
     Args:
         config: the recipe's `evaluate`.
@@ -47,12 +66,7 @@ def during_training(config: EvaluateConfig) -> Measured:
         Refused: the harness is missing, a task unknown, or there is no data.
     """
     check_harness()
-    from inheritune.evaluation.evaluating import evaluate_model, plan
+    from inheritune.evaluation.evaluating import plan
 
-    datasets = Path(config.datasets) if config.datasets is not None else None
-    planned = plan(parse_suite(config.suite), datasets=datasets, limit=config.limit)
-
-    def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, _directory: Path) -> dict[str, float]:
-        return evaluate_model(model, tokenizer, planned)
-
-    return measure
+    datasets = Path(config.datasets).expanduser() if config.datasets is not None else None
+    return DuringTraining(plan(parse_suite(config.suite), datasets=datasets, limit=config.limit))

@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from inheritune.errors import Failed
 from inheritune.hardware import available_memory_bytes
 
 _SHARE_OF_FREE = 0.25
@@ -18,14 +19,20 @@ def batch_rows(model: PreTrainedModel, length: int) -> int:
     """Rows of `length` tokens at once, a power of two: as many as fit into a share of the memory that is free now.
 
     The harness's `auto` tries 64 rows of the whole context and waits to run out of memory, which on a CPU ends the
-    process; and one row at a time is many times slower for small models.
+    process; one row at a time leaves a GPU idle.
 
     Args:
         model: on its device.
         length: tokens of the longest row.
+
+    Raises:
+        Failed: not even one fits.
     """
-    device = model.device
-    return rows_that_fit(available_memory_bytes(device), length, bytes_a_token(model), on_cpu=device.type == "cpu")
+    free, logits = available_memory_bytes(model.device), length * model.dtype.itemsize * _head_rows(model)
+    if logits > free:
+        needed, there = (f"{size / 1e9:.1f} GB" for size in (logits, free))
+        raise Failed(f"the scores of one row of {length:,} tokens take {needed} of memory, and {there} are free")
+    return rows_that_fit(free, length, bytes_a_token(model), on_cpu=model.device.type == "cpu")
 
 
 def rows_that_fit(free_bytes: int, length: int, token_bytes: int, *, on_cpu: bool) -> int:
@@ -43,10 +50,15 @@ def bytes_a_token(model: PreTrainedModel) -> int:
     """
     config = model.config.get_text_config()
     size = model.dtype.itemsize
-    output = model.get_output_embeddings()
-    vocabulary = output.weight.shape[0] if output is not None else int(config.vocab_size)
+    vocabulary = _head_rows(model)
     width = int(config.hidden_size)
     given: Any = getattr(config, "intermediate_size", None) or 4 * width
     inner = int(max(given) if isinstance(given, list) else given)  # a list: of every layer
     layers = int(config.num_hidden_layers)
     return size * (3 * vocabulary + 8 * width + 4 * inner + 2 * layers * width)
+
+
+def _head_rows(model: PreTrainedModel) -> int:
+    """Scores that the head gives for each token, those of no token among them."""
+    output = model.get_output_embeddings()
+    return int(output.weight.shape[0] if output is not None else model.config.get_text_config().vocab_size)

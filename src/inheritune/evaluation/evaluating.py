@@ -6,7 +6,7 @@ import contextlib
 import gc
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,15 +16,15 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from inheritune import reference as references, scoring
-from inheritune.errors import Refused
+from inheritune.errors import Failed, Refused
 from inheritune.evaluation.caching import Cache, key_of
 from inheritune.evaluation.language_model import EvaluatedModel
 from inheritune.evaluation.measuring import measure, versions
-from inheritune.evaluation.mirror import open_mirror
+from inheritune.evaluation.mirror import one_line, open_mirror
 from inheritune.evaluation.suites import Suite
 from inheritune.evaluation.tasks import Gap, Harness, Task, quiet
 from inheritune.reference import Reference
-from inheritune.scores import Evaluation, Line, Model, Paired, Role, Score, TaskScores
+from inheritune.scores import Evaluation, Line, Model, Paired, Reading, Role, Score, TaskScores, compared
 
 Progress = Callable[[int, int], None]
 
@@ -114,6 +114,12 @@ class Plan:
         """Those that cannot."""
         return [gap for gap in self.gaps if gap.line == line]
 
+    def gap_of(self, line: str) -> str | None:
+        """Why a line cannot run, or only in part, and how to mend it; None: all of it can."""
+        gaps = self.gaps_of(line)
+        more = f" (and {len(gaps) - 1} more of its tasks)" if len(gaps) > 1 else ""
+        return f"{gaps[0].reason}{more}" if gaps else None
+
 
 def plan(suite: Suite, *, datasets: Path | None, limit: int | None) -> Plan:
     """Find the suite's tasks and open their data.
@@ -135,60 +141,75 @@ def plan(suite: Suite, *, datasets: Path | None, limit: int | None) -> Plan:
 
 
 def evaluate(
-    found: Sequence[tuple[Candidate, Reference]],
+    found: Iterable[tuple[Candidate, Reference]],
     planned: Plan,
     *,
     settings: Settings,
     kept: Path,
+    total: int | None = None,
     told: Told | None = None,
 ) -> Evaluation:
     """Evaluate models on a suite, task by task; a task that was evaluated before is not repeated.
 
     Args:
-        found: the models (see `find`); the first is compared with each of the others on the same rows.
+        found: the models (see `find`), each asked for when the one before it is done, so that it may be made then.
+            Which of them are compared on the same rows says `scores.compared`.
         planned: the suite, with its data.
         settings: how.
         kept: the directory that tasks' scores are kept in, and found again.
+        total: how many models there are, as far as that is known; it is told.
         told: where progress goes.
 
     Raises:
-        Failed: the harness or a model fails later; the tasks that were done are kept.
+        Failed: a model cannot be loaded, or no task could be evaluated on any; what was done is kept. A task that fails
+            alone, be it the harness's fault or the model's, is told, and its line has no score.
     """
     told = told or _Silent()
     one = _OneModel(planned.tasks, settings, Cache(kept), versions(), told)
     results: dict[str, dict[str, TaskScores]] = {}
+    failed: dict[str, dict[str, str]] = {}
     models = []
     for index, (candidate, reference) in enumerate(found, 1):
-        told.stage(f"Evaluating {candidate.name}" + (f" ({index} of {len(found)})" if len(found) > 1 else ""))
+        told.stage(f"Evaluating {candidate.name}" + (f" ({index} of {total})" if (total or 1) > 1 else ""))
         models.append(_model(candidate, reference))
-        results[candidate.name] = one.scores(reference, models[-1].fingerprint)
+        results[candidate.name], failed[candidate.name] = one.scores(reference, models[-1].fingerprint)
+    if not any(results.values()):
+        raise Failed(next(why for reasons in failed.values() for why in reasons.values()))
     lines = tuple(_line(planned, name, results) for name in planned.lines)
     return Evaluation(
         suite=planned.suite.name,
         lines=lines,
         models=tuple(models),
-        scores={name: _scores(planned, lines, scores) for name, scores in results.items()},
-        paired=tuple(_pairs(planned, lines, results, [candidate.name for candidate, _ in found])),
+        scores={name: _scores(lines, scores) for name, scores in results.items()},
+        paired=tuple(_pairs(lines, results, models)),
         versions=versions(),
+        failed={name: reasons for name, reasons in failed.items() if reasons},
         limited=_limited(lines),
     )
 
 
 def evaluate_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, planned: Plan, *, batch_size: int | None = None
-) -> dict[str, float]:
-    """A model that is in memory on every task of a plan: its scores by `LINE.METRIC`; nothing is kept."""
+) -> Reading:
+    """A model that is in memory on every task of a plan; nothing is kept.
+
+    Raises:
+        Failed: no task could be evaluated. One that fails alone leaves a gap.
+    """
     with quiet():
         driven = EvaluatedModel(model, tokenizer, batch_size=batch_size)
-    results = {task.name: measure(driven, task) for task in planned.tasks}
-    found: dict[str, float] = {}
-    for name in planned.lines:
-        tasks = planned.tasks_of(name)
-        if tasks:
-            score = scoring.score_of([results[task.name] for task in tasks], tasks[0].metric)
-            found[f"{name}.{tasks[0].metric}"] = score.value
-            found |= {f"{name}.{metric}": value for metric, (value, _) in score.beside.items()}
-    return found
+    results: dict[str, TaskScores] = {}
+    failed: dict[str, Failed] = {}
+    for task in planned.tasks:
+        try:
+            results[task.name] = measure(driven, task)
+        except Failed as error:
+            failed.setdefault(task.line, error)
+    if not results:
+        raise next(iter(failed.values()))
+    lines = tuple(_line(planned, name, {"": results}) for name in planned.lines)
+    lines = tuple(replace(line, gap=str(failed[line.name])) if line.name in failed else line for line in lines)
+    return Reading(lines, _scores(lines, results))
 
 
 def fingerprint(reference: Reference) -> str:
@@ -203,7 +224,11 @@ def fingerprint(reference: Reference) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     text = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
     ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad", "unk")}
-    parts = [reference.fingerprint, config, text, ids, type(tokenizer).__name__]
+    generation = reference.path / "generation_config.json"  # what texts are written by, where a task asks for them
+    parts = [reference.fingerprint, config, text, ids, type(tokenizer).__name__, tokenizer.model_max_length]
+    parts += [generation.read_text(encoding="utf-8")] if generation.is_file() else []
+    if reference.trust_remote_code:
+        parts += [path.read_text(encoding="utf-8") for path in sorted(reference.path.glob("*.py"))]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -238,8 +263,11 @@ class _OneModel:
     def _letters(self) -> dict[str, float]:
         return {task.name: task.letters() for task in self.tasks}
 
-    def scores(self, reference: Reference, model: str) -> dict[str, TaskScores]:
-        """Every task's scores on a model, by its fingerprint; it is loaded only if one of them is not known yet."""
+    def scores(self, reference: Reference, model: str) -> tuple[dict[str, TaskScores], dict[str, str]]:
+        """Every task's scores on a model, by its fingerprint, and why tasks have none.
+
+        The model is loaded only if one of them is not known yet.
+        """
         dtype = str(self.settings.dtype or reference.torch_dtype).removeprefix("torch.")
         how = {"device": self.settings.device.type, "dtype": dtype, "batch_size": self.settings.batch_size}
         keys = {task.name: key_of(task, model, self.versions, how) for task in self.tasks}
@@ -247,28 +275,41 @@ class _OneModel:
         scores = {name: one for name, one in known.items() if one is not None}
         if scores:
             self.told.line(f"  {len(scores)} of {len(self.tasks)} tasks are known from before")
-        left = [task for task in self.tasks if task.name not in scores]
-        if left:
-            for name, one in self._evaluated(reference, left):
-                self.cache.keep(name, keys[name], one)
-                scores[name] = one
-        return {task.name: scores[task.name] for task in self.tasks}
+        left, failed = [task for task in self.tasks if task.name not in scores], {}
+        for task, found in self._evaluated(reference, left) if left else ():
+            if isinstance(found, TaskScores):
+                self.cache.keep(task.name, keys[task.name], found)
+                scores[task.name] = found
+                self.told.line(f"  {_said(found, task)}")
+            else:
+                failed[task.name] = str(found)
+                self.told.line(f"  {found}; it is left out")
+        return {task.name: scores[task.name] for task in self.tasks if task.name in scores}, failed
 
-    def _evaluated(self, reference: Reference, tasks: Sequence[Task]) -> Iterator[tuple[str, TaskScores]]:
-        """Load a model and evaluate it on tasks, one by one."""
+    def _evaluated(self, reference: Reference, tasks: Sequence[Task]) -> Iterator[tuple[Task, TaskScores | Failed]]:
+        """Load a model and evaluate it on tasks, one by one.
+
+        Raises:
+            Failed: it cannot be loaded, or has no room on the device.
+        """
         settings, letters = self.settings, self._letters
         show, done, total = self.told.work("evaluating"), 0.0, sum(letters[task.name] for task in tasks)
         model: Any = references.load(reference, settings.dtype)
-        model.to(settings.device)
+        try:
+            model.to(settings.device)
+        except RuntimeError as error:  # out of memory is one
+            what = f"{reference.source}: cannot be put on {settings.device}: {one_line(error)}"
+            raise Failed(f"{what}; give --device cpu, or --dtype bfloat16") from error
         assert reference.tokenizer is not None
         with quiet():
             driven = EvaluatedModel(model, reference.tokenizer, batch_size=settings.batch_size)
         for task in tasks:
             driven.progress = partial(_pass_on, show, done, letters[task.name], total)
-            scores = measure(driven, task)
+            try:
+                yield task, measure(driven, task)
+            except Failed as error:
+                yield task, error
             done += letters[task.name]
-            self.told.line(f"  {_said(scores, task)}")
-            yield task.name, scores
         del driven, model
         gc.collect()
         if settings.device.type == "cuda":
@@ -282,12 +323,18 @@ def _pass_on(show: Progress, before: float, size: float, total: float, share: fl
 
 def _said(scores: TaskScores, task: Task) -> str:
     """A task's score in a line, as soon as it is known."""
-    score = scoring.score_of([scores], task.metric)
-    accuracy = task.metric.startswith(("acc", "exact"))
-    value = f"{100 * score.value:.2f}%" if accuracy else f"{score.value:,.4g}"
+    metric = _metric([task], [scores])
+    score = scoring.score_of([scores], metric)
+    value = f"{100 * score.value:.2f}%" if metric.startswith(("acc", "exact")) else f"{score.value:,.4g}"
     rows = task.selection or f"{task.rows:,} rows"
     cut = f", {score.cut_rows} of them cut to the context" if score.cut_rows else ""
-    return f"{task.name}: {task.metric} {value} ({rows}{cut}; {scores.seconds:.1f} s)"
+    return f"{task.name}: {metric} {value} ({rows}{cut}; {scores.seconds:.1f} s)"
+
+
+def _metric(tasks: Sequence[Task], scores: Sequence[TaskScores]) -> str:
+    """The metric that counts; where a task's code gives others than its definition names, the first that it gives."""
+    named = tasks[0].metric
+    return named if all(named in one.metrics for one in scores) else next(iter(scores[0].metrics))
 
 
 def _model(candidate: Candidate, reference: Reference) -> Model:
@@ -306,37 +353,46 @@ def _model(candidate: Candidate, reference: Reference) -> Model:
 
 def _line(planned: Plan, name: str, results: dict[str, dict[str, TaskScores]]) -> Line:
     """A line of the table: its rows are those of the first model, which all models share."""
-    tasks, gaps = planned.tasks_of(name), planned.gaps_of(name)
-    more = f" (and {len(gaps) - 1} more of its tasks)" if len(gaps) > 1 else ""
-    gap = f"{gaps[0].reason}{more}" if gaps else None
+    tasks, gaps, gap = planned.tasks_of(name), planned.gaps_of(name), planned.gap_of(name)
     if not tasks:
         shots = planned.shots_of(name)
         return Line(name, name, shots, "", "higher", (), False, 0, 0, None, None, None, gap)
-    first = next(iter(results.values()))
-    scores, parts = [first[task.name] for task in tasks], "subjects" if name == "mmlu" else "tasks"
-    line = scoring.line_of(name, scores, tasks[0].metric, len(tasks) + len(gaps), parts)
-    return replace(line, gap=gap, dataset=scores[0].dataset)
+    known = [scores for scores in results.values() if all(task.name in scores for task in tasks)]
+    if not known:
+        return Line(name, name, tasks[0].shots, "", "higher", (), False, 0, 0, None, None, None, gap or "it failed")
+    scores, parts = [known[0][task.name] for task in tasks], "subjects" if name == "mmlu" else "tasks"
+    line = scoring.line_of(name, scores, _metric(tasks, scores), len(tasks) + len(gaps), parts)
+    return replace(line, gap=gap, dataset=_dataset(scores), changed=scores[0].changed)
 
 
-def _scores(planned: Plan, lines: Sequence[Line], scores: dict[str, TaskScores]) -> dict[str, Score]:
+def _dataset(scores: Sequence[TaskScores]) -> dict[str, Any]:
+    """The data of a line."""
+    if len(scores) == 1:
+        return scores[0].dataset
+    fingerprints = [str(one.dataset["fingerprint"]) for one in scores]
+    digest = hashlib.sha256(" ".join(fingerprints).encode()).hexdigest()
+    return scores[0].dataset | {"name": None, "fingerprint": digest}
+
+
+def _scores(lines: Sequence[Line], scores: dict[str, TaskScores]) -> dict[str, Score]:
+    """A model's scores on the lines all of whose tasks it has."""
     return {
-        line.name: scoring.score_of([scores[task.name] for task in planned.tasks_of(line.name)], line.metric)
+        line.name: scoring.score_of([scores[name] for name in line.tasks], line.metric)
         for line in lines
-        if line.tasks
+        if line.tasks and all(name in scores and line.metric in scores[name].metrics for name in line.tasks)
     }
 
 
-def _pairs(
-    planned: Plan, lines: Sequence[Line], results: dict[str, dict[str, TaskScores]], names: list[str]
-) -> list[Paired]:
-    """The first model against each of the others, line by line."""
+def _pairs(lines: Sequence[Line], results: dict[str, dict[str, TaskScores]], models: Sequence[Model]) -> list[Paired]:
+    """The models that are compared, pair by pair, on the lines all of whose tasks both have."""
     found = []
-    for other in names[1:]:
+    for names in ((first.name, second.name) for first, second in compared(models)):
         for line in lines:
-            tasks = [task.name for task in planned.tasks_of(line.name)]
-            first, second = ([results[name][task] for task in tasks] for name in (names[0], other))
+            if any(task not in results[name] for name in names for task in line.tasks):
+                continue
+            first, second = ([results[name][task] for task in line.tasks] for name in names)
             with contextlib.suppress(ValueError):  # fewer than two rows that both answered
-                found.append(scoring.paired(first, second, line.metric, line=line.name, names=(names[0], other)))
+                found.append(scoring.paired(first, second, line.metric, line=line.name, names=names))
     return found
 
 

@@ -75,11 +75,24 @@ class EvaluatedModel(HFLM):  # type: ignore[misc]
         return found
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
-        """Texts that the model writes."""
-        self._rows = 0
-        self._fit_batch(max((len(self.tok_encode(one.args[0])) for one in requests), default=1) + self.max_gen_toks)
+        """Texts that the model writes; of a context that leaves them no room the beginning is cut off."""
+        self._rows, self._done = len(requests), 0
+        longest = 1
+        for one in requests:
+            context, settings = one.args
+            new = int(dict(settings or {}).get("max_gen_toks") or self.max_gen_toks)
+            tokens = len(self.tok_encode(context))
+            longest = max(longest, tokens + new)
+            if tokens + new > self.max_length:
+                self.cut.add((str(one.task_name), int(one.doc_id)))
+        self._fit_batch(longest)
         found: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)
         return found
+
+    def _model_generate(self, context: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        written: torch.Tensor = super()._model_generate(context, *args, **kwargs)
+        self._tell(context.shape[0])
+        return written
 
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = True, override_bs: int | None = None
@@ -101,10 +114,14 @@ class EvaluatedModel(HFLM):  # type: ignore[misc]
 
     def _model_call(self, inps: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         logits: torch.Tensor = super()._model_call(inps, *args, **kwargs)
-        self._done += inps.shape[0]
+        self._tell(inps.shape[0])
+        return logits
+
+    def _tell(self, rows: int) -> None:
+        """Tell that so many rows more are done."""
+        self._done += rows
         if self._rows:
             self.progress(min(1.0, self._done / self._rows))
-        return logits
 
 
 def _prefix_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:

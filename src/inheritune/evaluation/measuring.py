@@ -11,11 +11,12 @@ from typing import Any, cast
 import torch
 from lm_eval.evaluator import evaluate as harness_evaluate
 
-from inheritune.errors import Failed
+from inheritune.errors import Failed, Interrupted, Refused
 from inheritune.evaluation.language_model import EvaluatedModel
 from inheritune.evaluation.mirror import one_line
 from inheritune.evaluation.tasks import Task, quiet
 from inheritune.scores import Better, Row, TaskScores
+from inheritune.scoring import LIKELIHOODS
 
 _NO_FILTER = "none"
 
@@ -31,7 +32,6 @@ def measure(model: EvaluatedModel, task: Task) -> TaskScores:
         Failed: the harness or the model cannot do it.
     """
     started = time.monotonic()
-    device = cast("torch.device", model.device)
     try:
         with quiet():
             task.seed()
@@ -39,9 +39,17 @@ def measure(model: EvaluatedModel, task: Task) -> TaskScores:
             chosen = {task.name: list(task.selected)} if task.selected is not None else None
             # no bootstrap of its own: it starts processes, and the errors are computed from the rows (see `scoring`)
             found = harness_evaluate(model, {"tasks": {task.name: task.built}}, samples=chosen, bootstrap_iters=0)
-    except (AssertionError, ValueError, RuntimeError, LookupError, TypeError) as error:
-        raise Failed(f"{task.name}: the harness cannot evaluate it: {one_line(error)}") from error
-    assert found is not None
+            assert found is not None
+            return _scores(model, task, found, started)
+    except (Interrupted, Refused):
+        raise
+    except Exception as error:  # a task's own code, and the harness's, may raise anything
+        raise Failed(f"{task.name}: it could not be evaluated: {one_line(error)}") from error
+
+
+def _scores(model: EvaluatedModel, task: Task, found: Mapping[str, Any], started: float) -> TaskScores:
+    """What the harness gave, as it is kept."""
+    device = cast("torch.device", model.device)
     return TaskScores(
         task=task.name,
         version=task.version,
@@ -94,7 +102,7 @@ def _rows(task: Task, samples: list[dict[str, Any]], cut: set[tuple[str, int]]) 
     for one in logged:
         number = int(one["doc_id"])
         gold, choices, chance = _guess(task.built, one["doc"])
-        numbers = {metric: _number(one.get(metric)) for metric in one["metrics"]}
+        numbers = {metric: _number(metric, one.get(metric)) for metric in one["metrics"]}
         rows.append(
             Row(
                 row=number,
@@ -110,11 +118,14 @@ def _rows(task: Task, samples: list[dict[str, Any]], cut: set[tuple[str, int]]) 
     return tuple(rows)
 
 
-def _number(value: Any) -> tuple[float, float | None] | None:
-    """A row's value, and what a log-likelihood is spread over; None for what is no number."""
-    if isinstance(value, tuple | list) and len(value) == 2:
-        return float(value[0]), float(value[1])
+def _number(metric: str, value: Any) -> tuple[float, float | None] | None:
+    """A row's value, and what a log-likelihood is spread over; None for what is no number.
+
+    Of other metrics a pair is what is right and what was said, for a whole task's F1 or BLEU: no value of a row.
+    """
     try:
+        if isinstance(value, tuple | list):
+            return (float(value[0]), float(value[1])) if metric in LIKELIHOODS and len(value) == 2 else None
         return float(value), None
     except (TypeError, ValueError):
         return None

@@ -6,6 +6,7 @@ hub's own cache (`datasets--ORG--NAME/snapshots/COMMIT`).
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,9 @@ class Mirror:
         """How to get a data set, as part of a sentence."""
         return f"get it by: {fetch_command(dataset, self.directory)}"
 
-    def files(self, dataset: str, name: str | None) -> tuple[Path, dict[str, list[str]]]:
+    def files(
+        self, dataset: str, name: str | None, given: dict[str, Any] | None = None
+    ) -> tuple[Path, dict[str, list[str]]]:
         """The directory of a data set, and by split the files that its configuration `name` has there.
 
         Raises:
@@ -53,9 +56,13 @@ class Mirror:
         path = self.find(dataset)
         import datasets
 
+        known = {key: given[key] for key in ("data_dir", "data_files") if given and key in given}
         try:
-            builder = datasets.load_dataset_builder(str(path), name)
-        except Exception as error:
+            builder = datasets.load_dataset_builder(str(path), name, **known)
+        except Exception as error:  # the library raises many kinds for a directory that it cannot read
+            unwritable = unwritable_cache(error)
+            if unwritable is not None:
+                raise Missing(unwritable) from error
             what = f"{dataset} ({name})" if name else dataset
             raise Missing(f"{what} is not whole in {path}: {one_line(error)}; {self.fetch(dataset)}") from error
         return path, {str(split): list(files) for split, files in (builder.config.data_files or {}).items()}
@@ -98,9 +105,9 @@ def changes(config: dict[str, Any], shots: int, mirror: Mirror) -> dict[str, Any
     dataset, name = config.get("dataset_path"), config.get("dataset_name")
     if not isinstance(dataset, str):
         raise Missing("its data does not come from the hub, so no mirror can hold it")
-    path, splits = mirror.files(dataset, name)
-    cache = _cache([file for files in splits.values() for file in files])
     given = config.get("dataset_kwargs") or {}
+    path, splits = mirror.files(dataset, name, given)
+    cache = _cache([file for files in splits.values() for file in files])
     changed: dict[str, Any] = {"dataset_path": str(path.resolve()), "dataset_kwargs": given | {"cache_dir": cache}}
     needed = {evaluated_split(config), *([examples_split(config)] if shots else [])}
     for split in sorted(filter(None, needed)):
@@ -133,6 +140,22 @@ def examples_split(config: dict[str, Any]) -> str | None:
         return None
     found = config.get("training_split") or config.get("validation_split") or config.get("test_split")
     return str(found) if found is not None else None
+
+
+def unwritable_cache(error: BaseException) -> str | None:
+    """What to say where the `datasets` library cannot write what it makes of files; None for any other error."""
+    import datasets
+
+    if isinstance(error, OSError) and error.errno in (
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.ENOSPC,
+        errno.EDQUOT,
+    ):
+        where = error.filename or datasets.config.HF_DATASETS_CACHE
+        return f"{where}: {error.strerror}; set HF_DATASETS_CACHE to a directory that can be written"
+    return None
 
 
 def one_line(error: BaseException) -> str:

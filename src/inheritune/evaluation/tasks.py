@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -21,7 +22,9 @@ from typing import Any
 import numpy as np
 import torch
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._factory import GROUP_FIELD_NAMES
 from lm_eval.tasks._index import Kind
+from lm_eval.tasks._yaml_loader import load_yaml
 
 from inheritune.errors import Refused
 from inheritune.evaluation.mirror import (
@@ -32,6 +35,7 @@ from inheritune.evaluation.mirror import (
     examples_split,
     fetch_command,
     one_line,
+    unwritable_cache,
 )
 from inheritune.evaluation.suites import SUITES, Asked, chosen_rows, unknown_task
 
@@ -114,7 +118,8 @@ class Task:
         config = self.built.dump_config()
         elsewhere = {"dataset_path", "dataset_kwargs", "fewshot_config", "metadata", "num_fewshot"}
         known = {key: value for key, value in config.items() if key not in elsewhere and not key.endswith("_split")}
-        return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()
+        text = re.sub(r" at 0x[0-9a-f]+", "", json.dumps(known, sort_keys=True, default=str))  # of partial functions
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def seed(self) -> None:
         """Draw the same worked examples as the harness's own command would, however often this is asked for."""
@@ -127,7 +132,10 @@ class Task:
         rows = self.selected if self.selected is not None else range(self.rows_in_split)
         some = [rows[index] for index in sorted({int(i) for i in np.linspace(0, len(rows) - 1, num=min(8, len(rows)))})]
         self.seed()
-        sizes = [self._letters(docs[row]) for row in some]
+        try:
+            sizes = [self._letters(docs[row]) for row in some]
+        except Exception:  # an estimate is not worth an end: the same error comes again, and is told, when it is run
+            return 1.0
         return max(1.0, float(np.mean(sizes)) * len(rows)) if sizes else 1.0
 
     def _letters(self, doc: Any) -> int:
@@ -172,45 +180,79 @@ class Harness:
         narrow = all(one.name in suites for one in asked) and all(folder.is_dir() for folder in folders)
         with quiet():
             self._manager = TaskManager(include_path=list(folders) if narrow else None, include_defaults=not narrow)
-        self._leaves = {one.name: self._members(one.name) for one in asked}
+        self._leaves = {one.name: self._members(one.name, {}) for one in asked}
+        self._check_twice()
 
-    def _members(self, name: str) -> tuple[str, ...]:
-        """The tasks that a name stands for: itself, or a group's or tag's.
+    def _members(self, name: str, overrides: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """The tasks that a name stands for, itself or a group's or tag's, with the keys that groups change of them.
 
         Raises:
-            Refused: there is none of that name.
+            Refused: there is none of that name, or a group says more than that.
         """
         index = self._manager.task_index
         if name not in index:
             raise unknown_task(name, list(index) or self._manager.all_tasks)
         entry = index[name]
         if entry.kind is Kind.TAG:
-            return tuple(sorted(entry.tags))
+            return dict.fromkeys(sorted(entry.tags), overrides)
         if entry.kind is not Kind.GROUP:
-            return (name,)
-        found: list[str] = []
-        for member in (entry.cfg or {}).get("task", []):
-            inner = member if isinstance(member, str) else member.get("task", member.get("group"))
-            if not isinstance(inner, str):
-                raise Refused(f"--suite: {name}: a group of groups without names; give its tasks one by one")
-            found += [task for task in self._members(inner) if task not in found]
-        return tuple(found)
+            return {name: overrides}
+        config = load_yaml(entry.yaml_path) if entry.yaml_path else entry.cfg or {}
+        return self._members_of(name, config, overrides)
+
+    def _members_of(self, group: str, config: dict[str, Any], overrides: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """A group's tasks; what it changes of them counts less than what the groups around it do, as in the harness."""
+        overrides = {key: value for key, value in config.items() if key not in GROUP_FIELD_NAMES} | overrides
+        found: dict[str, dict[str, Any]] = {}
+        for member in config.get("task") or []:
+            own = dict(member) if isinstance(member, dict) else {"task": member}
+            inner = own.pop("group", None) if "group" in own else own.pop("task", None)
+            if isinstance(inner, str) and inner in self._manager.task_index:
+                inside = self._members(inner, overrides | own)
+            elif isinstance(member, dict) and "group" in member:  # a group that is written out within this one
+                inside = self._members_of(group, member, overrides)
+            else:
+                raise Refused(
+                    f"--suite: {group}: defines tasks within itself; give the tasks that have names one by one"
+                )
+            twice = next((task for task in inside if task in found), None)
+            if twice is not None:
+                raise Refused(
+                    f"--suite: {group}: has {twice} twice, so it is no line of rows; give its tasks one by one"
+                )
+            found |= inside
+        return found
+
+    def _check_twice(self) -> None:
+        """Refuse a task that comes by two names: its rows would stand in two lines."""
+        by: dict[str, str] = {}
+        for asked, tasks in self._leaves.items():
+            for task in tasks:
+                if task in by:
+                    ways = " and ".join("by itself" if way == task else f"in {way}" for way in (by[task], asked))
+                    raise Refused(f"--suite: {task} comes twice, {ways}; name it once")
+                by[task] = asked
 
     def members(self, asked: Asked) -> tuple[str, ...]:
         """The tasks that it stands for."""
-        return self._leaves[asked.name]
+        return tuple(self._leaves[asked.name])
 
     def is_one_line(self, asked: Asked) -> bool:
         """Whether its tasks are pooled into one score: a task by itself, or a group that the harness weighs by size."""
         entry = self._manager.task_index[asked.name]
         if entry.kind is not Kind.GROUP:
-            return self._leaves[asked.name] == (asked.name,)
+            return self.members(asked) == (asked.name,)
         pooled = (entry.cfg or {}).get("aggregate_metric_list") or []
+        pooled = [pooled] if isinstance(pooled, dict) else pooled
         return bool(pooled) and all(one.get("weight_by_size", True) for one in pooled)
 
-    def config(self, task: str) -> dict[str, Any]:
-        """A packaged task's keys; its functions as names."""
-        return dict(self._manager.task_index[task].cfg or {})
+    def config(self, asked: Asked, task: str) -> dict[str, Any]:
+        """A task's keys, those that a group changes among them; its functions as names."""
+        return dict(self._manager.task_index[task].cfg or {}) | self._leaves[asked.name][task]
+
+    def overrides(self, task: str) -> dict[str, Any]:
+        """The keys that a group changes of a task."""
+        return next(tasks[task] for tasks in self._leaves.values() if task in tasks)
 
     def file(self, task: str) -> Path | None:
         """The file that defines a task or a group."""
@@ -232,16 +274,20 @@ class Harness:
         return [self._build(asked, name, asked.name if pooled else name, mirror, limit) for name in self.members(asked)]
 
     def _build(self, asked: Asked, name: str, line: str, mirror: Mirror | None, limit: int | None) -> Task | Gap:
-        packaged = self.config(name)
+        packaged = self.config(asked, name)
         fixed = packaged.get("num_fewshot")
         if fixed == 0 and asked.shots:
             raise Refused(f"--suite: {name}:{asked.shots}: its prompt has its own examples; leave :{asked.shots} out")
         shots = asked.shots if asked.shots is not None else int(fixed or 0)
         try:
             changed = changes(packaged, shots, mirror) if mirror is not None else {}
-            built = self._load(name, changed, packaged, mirror)
+            built = self._load(name, self._leaves[asked.name][name] | changed, packaged, mirror)
         except Missing as missing:
             return Gap(name, line, str(missing))
+        cannot = _cannot(built)
+        if cannot is not None:
+            return Gap(name, line, cannot)
+        _check_shots(name, shots, built)
         built.set_config(key="num_fewshot", value=shots)
         rows = len(built.eval_docs)
         selected, selection = selected_rows(name, asked, limit, rows)
@@ -263,25 +309,23 @@ class Harness:
             Missing: its data cannot be had or read.
         """
         _seed_all()
-        dataset = str(packaged.get("dataset_path"))
-        get = mirror.fetch(dataset) if mirror is not None else f"get it by: {fetch_command(dataset)}"
         try:
             with quiet():
                 spec = {"group": _GROUP, "task": [{"task": name, **changed}]} if changed else name
                 loaded = self._manager.load([spec])
-        except Exception as error:
-            what = f"{dataset} ({packaged['dataset_name']})" if packaged.get("dataset_name") else dataset
-            hint = " and --datasets DIR" if mirror is None else ""
-            raise Missing(f"{what} cannot be read: {one_line(error)}; {get}{hint}") from error
+        except ImportError as error:
+            raise Missing(f"a package that it needs is not installed: {one_line(error)}") from error
+        except Exception as error:  # whatever a data library raises for files it cannot get or read
+            raise Missing(_unread(error, packaged, mirror)) from error
         return loaded["tasks"][name]
 
     def needs(self, asked: Asked) -> list[Needed]:
         """The data sets that it needs, one entry a data set."""
         found: dict[str, Needed] = {}
         for name in self.members(asked):
-            config = self.config(name)
+            config = self.config(asked, name)
             path = config.get("dataset_path")
-            if not isinstance(path, str):
+            if not isinstance(path, str):  # a task that is a class of its own says it in code
                 continue
             shots = asked.shots if asked.shots is not None else int(config.get("num_fewshot") or 0)
             splits = filter(None, (evaluated_split(config), examples_split(config) if shots else None))
@@ -341,9 +385,39 @@ def _metric(built: Any, asked: Asked) -> str:
     Raises:
         Refused: the task has no such metric.
     """
-    have = [str(one["metric"]) for one in built.config.metric_list or []] or list(built.higher_is_better())
+    have = [str(name) for name in getattr(built, "_metric_fn_list", {})] or list(built.higher_is_better())
     if asked.metric is not None:
         if asked.metric not in have:
             raise Refused(f"--suite: {built.task_name} has no metric {asked.metric} (it has {', '.join(have)})")
         return asked.metric
-    return "acc" if "acc" in have else have[0]
+    return "acc" if "acc" in have or not have else have[0]
+
+
+def _cannot(built: Any) -> str | None:
+    """Why a task is not evaluated although its data is there."""
+    if getattr(built, "UNSAFE_CODE", False):
+        return "it runs code that a model writes, which this command does not; use lm_eval in a sandbox"
+    if getattr(built, "MULTIMODAL", False):
+        return "it needs a model of images or sound"
+    return None
+
+
+def _check_shots(name: str, shots: int, built: Any) -> None:
+    """Refuse more worked examples than there are."""
+    drawn_from = getattr(getattr(built, "sampler", None), "df", None)
+    if shots and drawn_from is not None and len(drawn_from) < shots:
+        raise Refused(f"--suite: {name}:{shots}: it has {len(drawn_from)} worked examples; ask for at most so many")
+
+
+def _unread(error: Exception, packaged: dict[str, Any], mirror: Mirror | None) -> str:
+    """Why a task's data could not be had, in a line."""
+    dataset = packaged.get("dataset_path")
+    if not isinstance(dataset, str):
+        return f"it cannot be built: {one_line(error)}"
+    unwritable = unwritable_cache(error)
+    if unwritable is not None:
+        return unwritable
+    what = f"{dataset} ({packaged['dataset_name']})" if packaged.get("dataset_name") else dataset
+    if mirror is not None:
+        return f"{what} cannot be read: {one_line(error)}; {mirror.fetch(dataset)}"
+    return f"{what} cannot be read: {one_line(error)}; get it by: {fetch_command(dataset)} and --datasets DIR"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import yaml
 from transformers import PretrainedConfig
@@ -15,14 +17,14 @@ from inheritune import corpus, recipe as recipes, reference as references, scrat
 from inheritune.arms import CUT, WHOLE_INITS, Arm, chosen_layers, control_arm
 from inheritune.config import DataConfig, Recipe
 from inheritune.errors import Failed, Refused
-from inheritune.growth import planned_depths
+from inheritune.growth import layers_in_words, planned_depths
 from inheritune.objective import keeps_documents_apart
 from inheritune.optimizer import check_optimizer
 from inheritune.reference import Reference
 from inheritune.run_directory import read_json
 from inheritune.tokens import Prepared, TrainingBlocks, open_prepared
 
-_FREE = (
+FREE = (
     *(("data", key) for key in ("workers", "executor", "slurm")),
     *(("train", key) for key in ("micro_batch_sequences", "parallel", "fsdp_ranks", "tracker")),
     *(("train", key) for key in ("activation_checkpointing", "offload_optimizer")),
@@ -30,6 +32,10 @@ _FREE = (
 """What a run may go on with otherwise than it began: it changes speed, where things run, or how sums round at most."""
 _FREE_SECTIONS = ("evaluate",)
 """What may be asked for besides, or no more: it is measured on copies of the model, and changes none."""
+_BOUND = ("compute_dtype", "seed")
+"""Settings of `train` that records made before any training depend on: the reference's losses, a start's account."""
+_TRAINED = ("metrics.jsonl", "learning_rates", "reference/metrics.jsonl", "reference/model", "rounds", "controls")
+"""What a run directory holds once a training began."""
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -51,16 +57,37 @@ def arm_indices(arm: Arm, indices: tuple[int, ...], total: int) -> tuple[int, ..
     """
     count = len(indices) if arm.layers is None else arm.layers
     if count > total:
-        raise Refused(f"controls: {arm.name} is not possible, the reference has {total} layers")
+        raise Refused(f"controls: {arm.name} is not possible, the reference has {layers_in_words(total)}")
     if arm.choice is None:
         return indices if arm.layers is None else tuple(range(count))
     return chosen_layers(arm.choice, count, total)
 
 
+def _training_of(arm: Arm, indices: tuple[int, ...], total: int) -> tuple[object, ...]:
+    """What tells one training from another where the target has these layers: what it starts from, and how it goes."""
+    if arm.half_width:
+        return "half-width", arm.times
+    kept, init = arm_indices(arm, indices, total), arm.init
+    if arm.whole_init is not None:  # of one layer `stack` is what `inherit` is
+        kept, init = surgery.kept(kept, init), "inherit"
+    return init, kept, arm.times, arm.distilled
+
+
 def is_the_target(arm: Arm, indices: tuple[int, ...], target: Arm, total: int) -> bool:
     """Whether a control would only be the target again: the same start, trained in the same way."""
-    same_start = arm.init == target.init and arm_indices(arm, indices, total) == indices
-    return same_start and arm.times == 1 and not arm.distilled and not arm.half_width
+    return _training_of(arm, indices, total) == _training_of(target, indices, total)
+
+
+def same_control(arm: Arm, controls: Iterable[Arm], indices: tuple[int, ...], total: int) -> Arm | None:
+    """The control that another would only repeat, if there is one.
+
+    Of two that are the same training the first stays; but one without layers of its own stays before one with them,
+    since the share of the gap is about `random` by that name.
+    """
+    own = _training_of(arm, indices, total)
+    ordered = sorted(controls, key=lambda one: one.layers is not None)
+    first = next(one for one in ordered if _training_of(one, indices, total) == own)
+    return first if first != arm else None
 
 
 def check_arms(reference: Reference, chosen: Iterable[tuple[int, ...]], target: Arm, controls: Iterable[Arm]) -> None:
@@ -97,7 +124,8 @@ def check_growth(recipe: Recipe, reference_layers: int) -> tuple[int, ...]:
     depths = planned_depths(recipe.grow, reference_layers)
     for word in recipe.controls:
         if word != CUT and (control_arm(word).layers or 1) > reference_layers:
-            raise Refused(f"controls: {word} is not possible, the reference has {reference_layers} layers")
+            has = layers_in_words(reference_layers)
+            raise Refused(f"controls: {word} is not possible, the reference has {has}")
     return depths
 
 
@@ -267,9 +295,10 @@ def check_blocks(recipe: Recipe, prepared: Prepared) -> None:
     if recipe.grow is not None and recipe.grow.growth == "warm":
         warm = recipe.grow.warm_steps or max(1, steps // 2)
         if not train.warmup_steps < warm <= steps:
+            why = "" if recipe.grow.warm_steps else ", half of the first round's where none is given,"
             raise Refused(
-                f"grow.warm_steps: {warm} is not possible; give more than train.warmup_steps ({train.warmup_steps}), "
-                f"at most the {steps} of the first round"
+                f"grow.warm_steps: {warm}{why} is not possible; give more than train.warmup_steps "
+                f"({train.warmup_steps}), at most the {steps} of the first round"
             )
 
 
@@ -287,27 +316,29 @@ def check_tokenizer(prepared: Prepared, reference: Reference) -> None:
 
 def check_directory(directory: Path, recipe: Recipe) -> None:
     """The run directory is new, empty, or holds this very recipe."""
+    another = "choose another --out"
     if directory.exists() and not directory.is_dir():
-        raise Refused(f"{directory}: a file, not a directory; choose another --out")
+        raise Refused(f"{directory}: a file, not a directory; {another}")
     if not directory.is_dir() or not any(directory.iterdir()):
         return
     path = directory / "recipe.yaml"
     if not path.exists():
         if {entry.name for entry in directory.iterdir()} <= {".lock"}:
             return
-        raise Refused(f"{directory}: not empty and no run directory (it holds no recipe.yaml); choose another --out")
-    try:
-        held = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError):
-        held = None
-    if not isinstance(held, dict) or not isinstance(held.get("data"), dict):
-        raise Refused(f"{path}: damaged, so what this run is cannot be told; restore it, or choose another --out")
+        raise Refused(f"{directory}: not empty and no run directory (it holds no recipe.yaml); {another}")
+    held = _held(path)
+    if held is None:
+        raise Refused(f"{path}: damaged, so what this run is cannot be told; restore it, or {another}")
     mine = recipes.as_dict(recipe)
+    if bool(held.get("grow")) != bool(mine["grow"]):
+        raise Refused(f"{directory}: holds a run {'that grows' if held.get('grow') else 'without growth'}; {another}")
     # before the first round is over nothing depends on how it will be judged
-    grows = held.get("grow") and mine["grow"] and not (directory / "growth.jsonl").exists()
-    unplayed = ("grow", "controls") if grows else ()
+    unplayed = ("grow", "controls") if mine["grow"] and not (directory / "growth.jsonl").exists() else ()
+    free = list(FREE)
+    if not any((directory / name).exists() for name in _TRAINED):
+        free += [("data", "passes"), *(("train", key) for key in mine["train"] if key not in _BOUND)]
     for values in (held, mine):
-        for section, key in _FREE:
+        for section, key in free:
             values.get(section, {}).pop(key, None)
         for key in (*unplayed, *_FREE_SECTIONS):
             values.pop(key, None)
@@ -315,7 +346,27 @@ def check_directory(directory: Path, recipe: Recipe) -> None:
     if difference is not None:
         key, old, new = difference
         what = f"{key}: {old!r} there, {new!r} here"
-        raise Refused(f"{directory}: holds a run of another recipe ({what}); choose another --out")
+        raise Refused(f"{directory}: holds a run of another recipe ({what}); {another}")
+
+
+def check_reference_is_there(directory: Path, recipe: Recipe) -> None:
+    """The directory that a run began with is still there: otherwise its name might be taken for one on the hub."""
+    began_with = (_held(directory / "recipe.yaml") or {}).get("reference")
+    if not isinstance(began_with, str) or not os.path.isabs(began_with) or os.path.exists(began_with):
+        return
+    if recipe.reference is not None and os.path.abspath(recipe.reference) == os.path.normpath(began_with):
+        raise Refused(f"{directory}: began with the reference {began_with}, which is gone; put it back")
+
+
+def _held(path: Path) -> dict[str, Any] | None:
+    """The recipe that a run directory holds; None where it is none."""
+    try:
+        held = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError):
+        return None
+    sections = ("data", "train")
+    whole = isinstance(held, dict) and all(isinstance(held.get(name, {}), dict) for name in sections)
+    return held if whole and "data" in held else None
 
 
 def check_can_be_made(out: Path) -> None:

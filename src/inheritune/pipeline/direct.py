@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 from inheritune import corpus, layerwise, reference as references, surgery
@@ -15,18 +14,20 @@ from inheritune.config import DataConfig
 from inheritune.console import Console
 from inheritune.distributed import single
 from inheritune.errors import Failed, Refused
-from inheritune.parallel import compute_dtype, place
+from inheritune.pipeline import layer_choice
 from inheritune.pipeline.checks import check_can_be_made, check_cut, check_tokenizer, no_empty_parents
 from inheritune.reference import Reference, parameters
 from inheritune.report import scan_svg, scan_table
 from inheritune.run_directory import write_atomic, write_json
-from inheritune.tokens import Prepared, TokenSet, open_prepared
+from inheritune.tokens import Prepared, open_prepared
 
 Record = dict[str, Any]
 
-_INFLUENCE_TOKENS = 65_536
 _SEQUENCE_LENGTH = 1024
 _BATCH_SEQUENCES = 8
+SCAN_POSITIONS = 16_384
+"""Positions that a scan scores where nothing else is said. Losses of single tokens spread by about 3 nats, so this many
+say a loss to some 0.02 nats, apart from what documents differ by."""
 
 
 def prepare(data: DataConfig, tokenizer: str, out: Path, console: Console | None = None) -> Record:
@@ -36,7 +37,8 @@ def prepare(data: DataConfig, tokenizer: str, out: Path, console: Console | None
     if not data.sources:
         raise Refused("prepare: no SOURCE; name files, globs, directories, hub:ORG/NAME or python-source")
     corpus.check_sources(data)
-    folder = references.find(tokenizer).path if tokenizer.startswith("packaged:") else tokenizer
+    ours = tokenizer.startswith("packaged:") or Path(tokenizer).expanduser().is_file()  # a GGUF file
+    folder = references.find(tokenizer).path if ours else tokenizer
     manifest = corpus.prepare(data, folder, out, report=console.line)
     for name, entry in manifest["sets"].items():
         console.line(f"{name}: {entry['tokens']:,} tokens of {entry['documents']:,} documents")
@@ -54,22 +56,27 @@ def inherit(
     data: Path | None = None,
     scan: bool = False,
     sequence_length: int | None = None,
+    positions: int | None = SCAN_POSITIONS,
     revision: str | None = None,
+    reference_file: str | None = None,
     trust_remote_code: bool = False,
     console: Console | None = None,
 ) -> Record:
     """Make a small model of a reference's layers, prove it, save it as a Hugging Face directory.
 
     Args:
-        reference: a directory, a hub id, or `packaged:NAME`.
-        layers: which layers to keep, such as 13, "half", "first:12+last:1", "0-11,25" or "influence:13".
+        reference: a directory, a GGUF file, a hub id, or `packaged:NAME`.
+        layers: which layers to keep, such as 13, "half", "first:12+last:1", "0-11,25", "influence:13" or "angular:13".
         out: the directory that is written; absent or empty.
         init: `inherit`; for controls `random`, `stack`, or parts such as `attention+block_norms`.
         seed: of what is drawn at random.
-        data: a directory that `prepare` wrote; `influence:N` and the scan are measured on it.
+        data: a directory that `prepare` wrote. `influence:N` and `angular:N` are measured on its training set, the scan
+            on its first validation set: layers are not chosen by the text that they are judged by.
         scan: whether every prefix is measured, too (see `scan`); its record is written beside the model.
         sequence_length: tokens of a sequence of the scan (see `scan`).
+        positions: how many positions the scan scores (see `scan`).
         revision: of a hub id.
+        reference_file: of a hub id or a directory: the GGUF file in it that is the reference.
         trust_remote_code: whether code of the reference may be run.
         console: where progress is shown.
 
@@ -89,7 +96,8 @@ def inherit(
     out = Path(os.path.realpath(out))  # a directory cannot get the name of a link
     surgery.check_free(out)
     check_can_be_made(out)
-    found = references.find(reference, revision, trust_remote_code)
+    _check_positions(positions)
+    found = references.find(reference, revision, trust_remote_code, reference_file)
     indices = surgery.parse_layers(layers, found.layers)
     if data is None and (scan or indices is None):
         what = "the scan" if scan else f"layers: {layers}"
@@ -98,16 +106,19 @@ def inherit(
     length = _scan_length(found, prepared, sequence_length) if scan and prepared is not None else 0
     if indices is not None:
         check_cut(found, indices, [word])
-    console.line(f"{reference}: {found.layers} layers, {found.parameters:,} parameters, {found.dtype}")
+    console.line(f"{reference}: {found.layers} layers, {found.parameters:,} parameters, {found.precision}")
     if found.tokenizer is None:
         console.line("it has no tokenizer: the target will have none either, and the proof runs on random token ids")
     extra: Record = {"layers_word": str(layers)}
     if indices is None:
         assert prepared is not None
-        indices, extra["influence"] = _by_influence(layers, found, prepared, console)
+        indices, extra["layer_choice"] = _measured_choice(layers, found, prepared, console)
         check_cut(found, indices, [word])
     console.line(f"layers to keep: {surgery.spelled(indices)} of 0 to {found.layers - 1}; init: {word}")
-    scanned = _scan(found, prepared, indices, length, _BATCH_SEQUENCES, console) if prepared and scan else None
+    scanned = None
+    if prepared is not None and scan:
+        told = "layer_choice" in extra  # which layers are meant was measured on other text
+        scanned = _scan(found, prepared, None if told else layers, console, length=length, positions=positions)
     with no_empty_parents(out):
         record = surgery.inherit(
             found,
@@ -132,21 +143,29 @@ def scan(
     layers: int | str | None = None,
     out: Path | None = None,
     sequence_length: int | None = None,
+    positions: int | None = SCAN_POSITIONS,
     batch_sequences: int = _BATCH_SEQUENCES,
     revision: str | None = None,
+    reference_file: str | None = None,
     trust_remote_code: bool = False,
     console: Console | None = None,
 ) -> Record:
     """What every prefix of a reference scores before any training, in one pass over a validation set.
 
+    The pass also gives how far the blocks turn the hidden state, by both measures that layers can be chosen by.
+
     Args:
-        reference: a directory, a hub id, or `packaged:NAME`.
+        reference: a directory, a GGUF file, a hub id, or `packaged:NAME`.
         data: a directory that `prepare` wrote; its first validation set is used.
-        layers: a prefix to say more about.
+        layers: a prefix to say more about, or `influence:N` or `angular:N`, to be told which layers it means on this
+            text (to inherit them, choose them on other text than they are judged by: see `inherit`).
         out: a directory that gets `scan.json` and `scan.svg`.
         sequence_length: tokens of a sequence; by default 1,024, or the reference's positions where they are fewer.
+        positions: how many of the set's tokens the head is applied to, a sample; None for all. The blocks see all of
+            them. With a large vocabulary the heads of all prefixes outweigh everything else.
         batch_sequences: sequences a forward pass.
         revision: of a hub id.
+        reference_file: of a hub id or a directory: the GGUF file in it that is the reference.
         trust_remote_code: whether code of the reference may be run.
         console: where progress is shown.
 
@@ -162,11 +181,15 @@ def scan(
         if out.exists() and not out.is_dir():
             raise Refused(f"{out}: a file, not a directory; choose another --out")
         check_can_be_made(out)
-    found = references.find(reference, revision, trust_remote_code)
-    indices = surgery.parse_layers(layers, found.layers) if layers is not None else None
+    _check_positions(positions)
+    found = references.find(reference, revision, trust_remote_code, reference_file)
+    if layers is not None:
+        surgery.parse_layers(layers, found.layers)
     prepared = _prepared(data, found)
     length = _scan_length(found, prepared, sequence_length)
-    record = _scan(found, prepared, indices, length, batch_sequences, console)
+    record = _scan(
+        found, prepared, layers, console, length=length, positions=positions, batch_sequences=batch_sequences
+    )
     if out is not None:
         _write_scan(record, out, console)
     return record
@@ -175,33 +198,41 @@ def scan(
 def _scan(
     found: Reference,
     prepared: Prepared,
-    indices: tuple[int, ...] | None,
-    length: int,
-    batch_sequences: int,
+    layers: int | str | None,
     console: Console,
+    *,
+    length: int,
+    positions: int | None,
+    batch_sequences: int = _BATCH_SEQUENCES,
 ) -> Record:
-    """Measure every prefix and show the table."""
-    model, dtype = _loaded(found)
+    """Measure every prefix and show the table, with a line on the layers asked for."""
+    model, dtype = layer_choice.loaded(found, "auto", single().device)
     tokens = prepared.set(prepared.main_set)
     name, count = prepared.main_set, tokens.tokens
     console.line(f"{found.source}: every prefix of {found.layers} layers on {name}, {count:,} tokens")
-    losses = layerwise.prefix_losses(
+    scan = layerwise.scan_prefixes(
         model,
         tokens,
         sequence_length=length,
         context_token=prepared.context_token,
         batch_sequences=batch_sequences,
         dtype=dtype,
+        positions=positions,
         progress=console.work("scanning", "sequences"),
     )
     record = layerwise.scan_record(
-        losses, set_name=name, parameters=_prefix_parameters(model), vocabulary=found.embedding_rows
+        scan, set_name=name, parameters=_prefix_parameters(model), vocabulary=found.embedding_rows
     )
     record = {"reference": found.source, "fingerprint": found.fingerprint, "sequence_length": length, **record}
     console.table(scan_table(record))
-    if indices is not None and indices == tuple(range(len(indices))):
-        row = record["prefixes"][len(indices) - 1]
-        console.line(f"the first {len(indices)} layers, untrained: {row['loss']:.3f} nats a token")
+    indices = surgery.parse_layers(layers, found.layers) if layers is not None else ()
+    if indices is None and scan.turning is not None:
+        choice = layer_choice.record_of(scan.turning, surgery.measured(str(layers), found.layers), name)
+        console.line(layer_choice.in_words(choice))
+    elif indices and indices == tuple(range(len(indices))):
+        loss = record["prefixes"][len(indices) - 1]["loss"]
+        said = "not finite" if loss is None else f"{loss:.3f} nats a token"
+        console.line(f"the first {len(indices)} layers, untrained: {said}")
     return record
 
 
@@ -210,6 +241,11 @@ def _write_scan(record: Record, out: Path, console: Console) -> None:
     write_json(out / "scan.json", record)
     write_atomic(out / "scan.svg", scan_svg(record))
     console.line(f"{out}: scan.json, scan.svg")
+
+
+def _check_positions(positions: int | None) -> None:
+    if positions is not None and positions < 1:
+        raise Refused(f"scan: {positions} positions cannot be scored; ask for 1 or more, or for all")
 
 
 def _scan_length(found: Reference, prepared: Prepared, sequence_length: int | None) -> int:
@@ -222,55 +258,21 @@ def _scan_length(found: Reference, prepared: Prepared, sequence_length: int | No
     return length
 
 
-def _by_influence(
+def _measured_choice(
     layers: int | str, found: Reference, prepared: Prepared, console: Console
 ) -> tuple[tuple[int, ...], Record]:
-    """The layers that `influence:N` means, and how they were found."""
-    record = influence_record(
+    """The layers that `influence:N` or `angular:N` means, and how they were found."""
+    record = layer_choice.choice_record(
         found,
         prepared.set("train"),
-        surgery.influence_count(layers, found.layers),
+        layers,
         sequence_length=min(_SEQUENCE_LENGTH, found.max_positions or _SEQUENCE_LENGTH),
         batch_sequences=_BATCH_SEQUENCES,
         compute="auto",
         device=single().device,
     )
-    indices = tuple(record["layers"])
-    console.line(f"influence on {record['tokens']:,} tokens: layers {surgery.spelled(indices)} have the greatest")
-    return indices, record
-
-
-def influence_record(
-    reference: Reference,
-    tokens: TokenSet,
-    count: int,
-    *,
-    sequence_length: int,
-    batch_sequences: int,
-    compute: str,
-    device: torch.device,
-) -> Record:
-    """The blocks that change the hidden state most on the beginning of a set.
-
-    Returns:
-        `layers` (their indices), `influence` (of every block), `tokens`, `set`.
-    """
-    model, dtype = _loaded(reference, compute, device)
-    batches = list(
-        layerwise.influence_batches(
-            tokens,
-            sequence_length=sequence_length,
-            batch_sequences=batch_sequences,
-            most_tokens=_INFLUENCE_TOKENS,
-        )
-    )
-    values = layerwise.block_influence(model, batches, dtype=dtype)
-    return {
-        "layers": list(layerwise.most_influential(values, count)),
-        "influence": [round(value, 6) for value in values],
-        "tokens": sum(batch.size for batch in batches),
-        "set": tokens.name,
-    }
+    console.line(layer_choice.in_words(record))
+    return tuple(record["layers"]), record
 
 
 def _prepared(data: Path, reference: Reference) -> Prepared:
@@ -283,18 +285,6 @@ def _prepared(data: Path, reference: Reference) -> Prepared:
     check_tokenizer(prepared, reference)
     references.check_vocabulary(reference, prepared.manifest["tokenizer"]["vocabulary"])
     return prepared
-
-
-def _loaded(
-    reference: Reference, compute: str = "auto", device: torch.device | None = None
-) -> tuple[PreTrainedModel, torch.dtype]:
-    """The reference in float32 on the device, and the dtype of matrix products, as runs measure it."""
-    device = device or single().device
-    try:
-        model = references.load(reference)
-    except Failed as error:
-        raise Refused(str(error)) from error  # nothing is written yet: the input is at fault
-    return place(model.float(), device), compute_dtype(compute, device)
 
 
 def _prefix_parameters(model: PreTrainedModel) -> list[int]:

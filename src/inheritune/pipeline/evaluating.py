@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -15,10 +16,18 @@ from inheritune.errors import Refused
 from inheritune.pipeline.data import tokenizer
 from inheritune.pipeline.shared import Run
 from inheritune.reference import Reference, quiet
+from inheritune.scores import Reading
 
-Evaluator = Callable[[PreTrainedModel, PreTrainedTokenizerBase, Path], dict[str, float]]
-"""Given a model on its device, its tokenizer, and a directory of this evaluation's own (not made yet) for what it
-keeps; gives scores by name, such as `piqa.acc`."""
+
+class Evaluator(Protocol):
+    """What evaluates a model (see `evaluation.during_training`)."""
+
+    @property
+    def gaps(self) -> Mapping[str, str]:
+        """By name what cannot be evaluated here, or only in part, and why."""
+
+    def __call__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, /) -> Reading:
+        """Evaluate a model on its device; `directory`, not made yet, is this evaluation's own for what it keeps."""
 
 
 def evaluator(config: EvaluateConfig, reference: Reference | None) -> Evaluator:
@@ -57,11 +66,11 @@ def between(
     """
     words = functools.cache(lambda: _tokenizer(run))
 
-    def measure(model: PreTrainedModel, step: int, _tokens: int) -> dict[str, float]:
+    def measure(model: PreTrainedModel, step: int, _tokens: int) -> Reading:
         assert evaluate is not None
         return evaluate(model, words(), directory / "evaluations" / f"step_{step:08d}")
 
-    return Between(copy, measure, every_tokens)
+    return Between(copy, measure, every_tokens, evaluate.gaps if evaluate is not None else {})
 
 
 def _tokenizer(run: Run) -> PreTrainedTokenizerBase:

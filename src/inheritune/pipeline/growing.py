@@ -16,9 +16,9 @@ from inheritune.abandonment import FEWEST_VALIDATIONS, Schedule, cannot_reach, f
 from inheritune.comparison import Documents
 from inheritune.config import GrowConfig, TrainConfig
 from inheritune.decision import decide, documents_needed, foreseen_half_width
-from inheritune.errors import Refused
+from inheritune.errors import Failed, Refused
 from inheritune.growth import Growth, Next, grow, layers_in_words
-from inheritune.pipeline import checks
+from inheritune.pipeline import checks, resuming
 from inheritune.pipeline.models import Models, Training
 from inheritune.pipeline.shared import Record, Run
 from inheritune.run_directory import JsonlWriter, read_json, read_jsonl, write_json
@@ -60,7 +60,7 @@ class Growing:
     def __call__(self) -> Growth:
         """Train rounds until one matches; those that are recorded are not repeated."""
         world = self.run.world
-        records = world.on_main(lambda: read_jsonl(self.log))
+        records = world.on_main(self._over)
         if not records:
             self._pilot()
         for record in records if world.main else ():  # killed just before it
@@ -70,13 +70,20 @@ class Growing:
         world.on_main(lambda: self._settle(grown))
         return grown
 
+    def _over(self) -> list[Record]:
+        """The rounds that are over, with what they go on with checked before another is trained."""
+        records = resuming.rounds(self.log)
+        for record in records:
+            self.models.measured(_name(record["layers"], record["seed"]), self.prepared)
+        return records
+
     def _announce(self, records: list[Record]) -> None:
         benchmark = self._nats("reference")[0].sum() / self._tokens().sum()
         what = f"target - reference below {self.margin:g} nats a token" if self.margin else "target below the reference"
-        depths = ", ".join(map(str, self.depths))
+        depths = ", ".join([*map(str, self.depths[:-1]), layers_in_words(self.depths[-1])])
         self.run.console.line(
             f"  benchmark: {benchmark:.4f} nats a token on {self.prepared.main_set}; a match is {what}, at the upper "
-            f"{1 - self.config.alpha / len(self.depths):.1%} bound; rounds of {depths} layers, {self.steps} steps"
+            f"{1 - self.config.alpha / len(self.depths):.1%} bound; rounds of {depths}, {self.steps} steps"
         )
         for record in records:
             self.run.console.line(f"  {self._sentence(record)} (done before)")
@@ -93,19 +100,23 @@ class Growing:
         A target of the middle depth, trained for a few steps, differs from the reference from document to document much
         as a target near the match will; the whole reference, trained for as long, differs less than half as much.
         """
-        run, steps, path = self.run, self.config.pilot_steps, self.run.directory / "pilot.json"
+        run, path = self.run, self.run.directory / "pilot.json"
+        steps = min(self.config.pilot_steps, self.steps)
         if steps == 0:
             return
         middle = len(self.depths) // 2
         layers = self.depths[middle]
-        settings = {"layers": layers, "steps": steps, "alpha": self.config.alpha, "rounds": len(self.depths)}
+        config = self._pilot_config(steps)
+        bound = {key: value for key, value in dataclasses.asdict(config).items() if ("train", key) not in checks.FREE}
+        settings: Record = {"layers": layers, "steps": steps, "alpha": self.config.alpha, "rounds": len(self.depths)}
+        settings["train"] = bound  # it may have changed since, as long as no round began
         record = run.world.on_main(lambda: read_json(path))
-        if record is None or any(record.get(name) != value for name, value in settings.items()):
+        if not isinstance(record, dict) or any(record.get(name) != value for name, value in settings.items()):
             run.console.stage(f"Pilot: {layers_in_words(layers)}, trained for {steps} steps")
             training = dataclasses.replace(
                 self._training(Next(middle + 1, layers, 0)),
                 directory=run.directory / "pilot",
-                config=self._pilot_config(steps),
+                config=config,
                 grown_from=None,
             )
             weights = self._pilot_weights(training)
@@ -185,9 +196,8 @@ class Growing:
         width, documents = record["half_width"], record["documents"]
         tolerance = self.config.tolerance_nats
         if width is None:
-            raise Refused(
-                f"grow.tolerance_nats: {documents} validation document says nothing of others; give many more"
-            )
+            counted = "1 validation document says" if documents == 1 else f"{documents} validation documents say"
+            raise Refused(f"grow.tolerance_nats: {counted} nothing of others; give many more{self._elsewhere()}")
         self.run.console.line(
             f"  pilot: {documents} documents of {record['set']} resolve differences of about {width:.4f} nats a token"
         )
@@ -197,8 +207,8 @@ class Growing:
         if width >= tolerance:
             found = f"{documents} documents of {record['set']} resolve about {width:.4f} nats a token, says a pilot"
             raise Refused(
-                f"grow.tolerance_nats: {tolerance:g} is too small: {found}; give about {needed:,} documents "
-                f"(data.validation_share, validation_tokens, held_out_document_tokens), or {_above(width):g}"
+                f"grow.tolerance_nats: {tolerance:g} is too small: {found}; {_above(width):g} goes on in this "
+                f"directory, {tolerance:g} takes about {needed:,} documents{self._elsewhere()}"
             )
         if needed > documents:
             self.run.console.line(
@@ -206,16 +216,32 @@ class Growing:
                 f"with about {needed:,} documents one in six"
             )
 
+    def _elsewhere(self) -> str:
+        """Where more documents can be had: not here, where data is prepared and losses are measured."""
+        text = " (data.validation_share, validation_tokens, held_out_document_tokens) in another --out"
+        if self.run.recipe.reference is not None:
+            return text
+        trained = self.run.directory / "reference" / "model"
+        return f"{text}, with reference: {trained} instead of the architecture, so that it is not trained again"
+
     def _play(self, coming: Next) -> Record:
         """Train one round with one seed, decide, record."""
         training = self._training(coming)
         run = self.run
         later = self.config.decision_seeds - coming.seed - 1
+        run.world.on_main(lambda: self._forget(training))
         run.console.stage(f"Round {coming.round} of at most {len(self.depths)}: {layers_in_words(coming.layers)}")
         whole = self.models.train(training, later=later)
         record = run.world.on_main(lambda: self._record(coming, training, whole))
         run.console.line(f"  {self._sentence(record)}")
         return record
+
+    def _forget(self, training: Training) -> None:
+        """Let a round that was measured be trained again where its model is gone, and its line with it."""
+        losses = self.run.directory / "losses" / f"{training.name}.json"
+        if losses.exists() and not (training.directory / "model").exists():
+            losses.unlink()
+            shutil.rmtree(training.directory, ignore_errors=True)
 
     def _training(self, coming: Next) -> Training:
         """The training of a round."""
@@ -226,8 +252,8 @@ class Growing:
             grown_from = self._before(coming.round)
             config = dataclasses.replace(config, max_steps=self.warm_steps)
         config = dataclasses.replace(config, seed=config.seed + coming.seed)
-        name = f"round-{coming.layers}" + (f"-seed-{coming.seed}" if coming.seed else "")
-        directory = self.run.directory / "rounds" / name.removeprefix("round-")
+        name = _name(coming.layers, coming.seed)
+        directory = self.run.directory / "rounds" / resuming.folder_of(coming.layers, coming.seed)
         recipe, layers = self.run.recipe, coming.layers
         return Training(
             name=name,
@@ -239,6 +265,7 @@ class Growing:
             indices=checks.round_indices(recipe, layers, reference.layers),
             cut=checks.round_word(recipe, layers),
             grown_from=grown_from,
+            grown_from_mend=self._again(coming.round - 1) if grown_from is not None else "",
             watch=(lambda config: self._watch(directory, config)) if self.config.abandon == "auto" else None,
             keep_abandoned=self.config.growth == "warm",
         )
@@ -252,6 +279,14 @@ class Growing:
         """The model that the round before this one came to, at its end or where it was abandoned."""
         folder = self.run.directory / "rounds" / str(self.depths[number - 2])
         return next((folder / name for name in ("model", "stopped") if (folder / name).exists()), folder / "model")
+
+    def _again(self, number: int) -> str:
+        """How a round that is over is trained again."""
+        lines = [(one["round"], one["seed"]) for one in read_jsonl(self.log)]
+        line = lines.index((number, 0)) + 1 if (number, 0) in lines else 0
+        where = f"line {line} of {self.log}" if line else f"its line of {self.log}"
+        folder = self.run.directory / "rounds" / resuming.folder_of(self.depths[number - 1], 0)
+        return f"delete {folder} and remove {where}, and round {number} is trained again"
 
     def _watch(self, directory: Path, config: TrainConfig) -> Watch:
         """What ends a round early: a forecast that it cannot match any more, kept in the round's directory."""
@@ -352,13 +387,17 @@ class Growing:
         if best is None:
             return
         run, out = self.run, self.run.directory / "model"
-        source, name = run.directory / best["directory"], f"round-{best['layers']}"
+        source, name = run.directory / best["directory"], _name(best["layers"], 0)
+        again = self._again(best["round"])
         if not out.exists():
+            if not (source / "model").exists():
+                raise Failed(f"{source / 'model'}: is gone; {again}")
             temporary = run.directory / ".model.tmp"
             shutil.rmtree(temporary, ignore_errors=True)
             shutil.copytree(source / "model", temporary, copy_function=_linked)
             temporary.rename(out)
         shutil.copyfile(source / "metrics.jsonl", run.directory / "metrics.jsonl")
+        self.models.measure(name, lambda: self.models.loaded(source / "model", again), self.prepared)
         shutil.copyfile(run.directory / "losses" / f"{name}.json", run.directory / "losses" / "target.json")
         training = self._training(Next(best["round"], best["layers"], 0))
         write_json(run.directory / "inheritance.json", self.models.account(training))
@@ -370,6 +409,11 @@ class Growing:
 
     def _tokens(self) -> Documents:
         return self._nats("reference")[1]
+
+
+def _name(layers: int, seed: int) -> str:
+    """What a round's training is called."""
+    return f"round-{resuming.folder_of(layers, seed)}"
 
 
 def _linked(source: str, out: str) -> str:

@@ -20,7 +20,7 @@ from inheritune.between import Between
 from inheritune.config import DistillConfig, ObjectiveConfig, TrainConfig
 from inheritune.errors import Diverged, Failed, Refused
 from inheritune.parallel import compute_dtype, place, uncompile_blocks
-from inheritune.pipeline import checks, evaluating
+from inheritune.pipeline import checks, evaluating, resuming
 from inheritune.pipeline.data import tokenizer
 from inheritune.pipeline.shared import Record, Run, called
 from inheritune.reference import cast_as_loaded, parameters
@@ -48,6 +48,8 @@ class Training:
     """What tells its start from that of other layers, in the start's name; empty for those of the target."""
     grown_from: Path | None = None
     """A model whose layers, embeddings, final norm and head it takes instead of the reference's."""
+    grown_from_mend: str = ""
+    """What to do where that model does not load."""
     watch: Callable[[TrainConfig], Watch] | None = None
     """Gives what may end it early, by its settings, the learning rate among them."""
     keep_abandoned: bool = False
@@ -104,12 +106,18 @@ class Models:
         whole = self.start(training, "inherit")
         return surgery.start(whole, self.run.reference, init_parts(training.arm.init), training.config.seed)
 
-    def loaded(self, directory: Path) -> PreTrainedModel:
+    def loaded(self, directory: Path, mend: str = "delete it, checkpoints are kept") -> PreTrainedModel:
         """A model that was saved, in the dtype of its files.
+
+        Args:
+            directory: where.
+            mend: what to do where it does not load.
 
         Raises:
             Failed: it does not load.
         """
+        if not directory.is_dir():  # its name would be taken for one on the hub
+            raise Failed(f"{directory}: is gone; {mend}")
         try:
             with references.quiet():
                 model = AutoModelForCausalLM.from_pretrained(
@@ -117,7 +125,7 @@ class Models:
                 )
         except references.LOADING_ERRORS as error:
             what = f"{directory}: cannot be loaded ({references.one_line(error)})"
-            raise Failed(f"{what}; delete it, checkpoints are kept") from error
+            raise Failed(f"{what}; {mend}") from error
         assert isinstance(model, PreTrainedModel)
         return model
 
@@ -145,15 +153,14 @@ class Models:
     def measure(self, name: str, model: Callable[[], PreTrainedModel], prepared: Prepared) -> Record:
         """A model's losses by document on every set: measured once, in float32 weights, and recorded."""
         run = self.run
-        path = run.directory / "losses" / f"{name.replace(':', '-')}.json"
-        record = read_json(path)
+        path = self._losses(name)
+        record = resuming.losses(path, prepared)
         if record is None:
             path.parent.mkdir(exist_ok=True)
             run.console.line(f"  measuring the {called(name)} on {', '.join(prepared.measured_names)}")
             with run.timed(f"measure {name}"):
                 record = self.losses(model(), prepared)
             write_json(path, record)
-        assert isinstance(record, dict)
         return record
 
     def measure_cut(self, training: Training) -> None:
@@ -176,9 +183,16 @@ class Models:
             "sets": {set_name: result.record() for set_name, result in losses.items()},
         }
 
-    def measured(self, name: str) -> bool:
-        """Whether a model's losses are recorded."""
-        return (self.run.directory / "losses" / f"{name.replace(':', '-')}.json").exists()
+    def measured(self, name: str, prepared: Prepared) -> bool:
+        """Whether a model's losses are recorded.
+
+        Raises:
+            Failed: they are damaged.
+        """
+        return resuming.losses(self._losses(name), prepared) is not None
+
+    def _losses(self, name: str) -> Path:
+        return self.run.directory / "losses" / f"{name.replace(':', '-')}.json"
 
     def train(self, training: Training, *, later: int) -> bool:
         """Train a model, export it, measure what was exported. Skipped as far as it is recorded.
@@ -191,7 +205,7 @@ class Models:
             Whether it was trained to the end; if it was ended early there is no measurement.
         """
         run, world = self.run, self.run.world
-        if world.on_main(lambda: self.measured(training.name)):
+        if world.on_main(lambda: self.measured(training.name, training.prepared)):
             return True
         exported = training.directory / "model"
         if not world.on_main(exported.exists):
@@ -320,7 +334,7 @@ class Models:
             return self.partly(training)[0], dtype
         model = self.loaded(self.start(training, arm.whole_init))
         if training.grown_from is not None:
-            surgery.grow(model, self.loaded(training.grown_from))
+            surgery.grow(model, self.loaded(training.grown_from, training.grown_from_mend))
         return model, dtype
 
     def with_weights(self, training: Training, weights: dict[str, torch.Tensor]) -> PreTrainedModel:

@@ -69,6 +69,8 @@ def trained(run: Run, growth: Growth | None) -> Record:
     run.console.table(render_table4(run.directory, width=run.console.width))
     best = growth.best
     found = f"matched by {layers_in_words(best['layers'])}" if growth.matched else "not matched"
+    if growth.matched and run.reference is not None and best["layers"] == run.reference.layers:
+        found += " (all that it has, so nothing was cut)"
     run.console.line(f"The reference is {found}: {plain_verdict(best)}.\nModel:  {run.directory / 'model'}")
     record |= {"matched": growth.matched is not None, "layers": best["layers"], "model": "model"}
     write_json(run.directory / "result.json", record)

@@ -34,7 +34,7 @@ class Run:
     reference: Reference | None = None
     """None as long as there is none: a recipe from an architecture has one only where it trains one, to grow from."""
     indices: tuple[int, ...] | None = None
-    """The target's layers; None as long as they are to be found by their influence, or the target grows."""
+    """The target's layers; None as long as they are to be chosen on tokens, or the target grows."""
 
     @property
     def target(self) -> Arm:

@@ -18,8 +18,7 @@ from inheritune.distributed import World, joined, lost_rank
 from inheritune.errors import Failed, InherituneError, Interrupted, Refused
 from inheritune.growth import Growth
 from inheritune.parallel import check_ranks
-from inheritune.pipeline import checks, data, evaluating
-from inheritune.pipeline.direct import influence_record
+from inheritune.pipeline import checks, data, evaluating, layer_choice, resuming
 from inheritune.pipeline.growing import Growing
 from inheritune.pipeline.models import Models, Training, for_arm
 from inheritune.pipeline.outcome import finish, show, trained
@@ -110,6 +109,7 @@ class _Stages:
             check_tracker(run.recipe.train.tracker)
         check_ranks(run.world, run.recipe.train.fsdp_ranks)
         if run.recipe.reference is not None:
+            checks.check_reference_is_there(self.directory, run.recipe)
             self._find_reference(run.recipe.reference)
         else:
             config = checks.architecture_config(run.recipe, vocabulary=257, end_of_text=0)
@@ -142,7 +142,7 @@ class _Stages:
 
     def _find_reference(self, name: str) -> None:
         run, recipe = self._run, self._run.recipe
-        run.reference = references.find(name, recipe.revision, recipe.trust_remote_code)
+        run.reference = references.find(name, recipe.revision, recipe.trust_remote_code, recipe.reference_file)
         # the commit that a branch's name stands for now, so that the dumped recipe repeats the run
         run.recipe = dataclasses.replace(recipe, revision=run.reference.revision)
         if recipe.grow is not None:
@@ -181,7 +181,7 @@ class _Stages:
     def _begin(self) -> Record | None:
         """Write what the run is; its result, if it is done already."""
         done = read_json(self.directory / "result.json")
-        if isinstance(done, dict) and done.get("state") == "done" and "target" in done:
+        if resuming.is_whole(done):
             self._run.console.line(f"{self.directory}: already done.")
             return show(self.directory, done, self._run.console)
         write_atomic(self.directory / "recipe.yaml", recipes.dump(self._run.recipe))
@@ -214,19 +214,24 @@ class _Stages:
         if other is not None:
             self._train_on_other(other, prepared)
         for left, arm in zip(range(len(run.controls) - 1, -1, -1), run.controls, strict=True):
-            if self._would_repeat(arm):
-                run.console.line(f"The {arm.name} control would be the target again at this depth; it is left out.")
+            again = self._would_repeat(arm, growth)
+            if again is not None:
+                run.console.line(f"The {arm.name} control would be the {again} again at this depth; it is left out.")
                 continue
             self._train(arm, prepared, later=left)
         return run.world.on_main(lambda: finish(run, prepared, growth))
 
-    def _would_repeat(self, arm: Arm) -> bool:
-        """Whether a control, at the depth that a target grew to, is the target again."""
+    def _would_repeat(self, arm: Arm, growth: Growth | None) -> str | None:
+        """What a control would only be again at the target's depth; None where it is a training of its own."""
         run = self._run
-        warm = run.recipe.grow is not None and run.recipe.grow.growth == "warm"
-        if run.reference is None or run.indices is None or warm:  # grown warm it is no target trained from its start
-            return False
-        return checks.is_the_target(arm, run.indices, run.target, run.reference.layers)
+        if run.reference is None or run.indices is None:
+            return None
+        best = growth.best if growth is not None else None
+        grown_warm = best is not None and best["growth"] == "warm"  # then it is no target trained from its start
+        if not grown_warm and checks.is_the_target(arm, run.indices, run.target, run.reference.layers):
+            return "target"
+        same = checks.same_control(arm, run.controls, run.indices, run.reference.layers)
+        return f"{same.name} control" if same is not None else None
 
     @property
     def _to_come(self) -> int:
@@ -234,26 +239,26 @@ class _Stages:
         return len(self._run.controls) + (self._run.recipe.compare is not None)
 
     def _layers(self, reference: Reference, prepared: Prepared) -> tuple[int, ...]:
-        """The layers kept; by their influence on tokens of the training set, if the recipe says so."""
+        """The layers kept; chosen on tokens of the training set, if the recipe says so."""
         run = self._run
         if run.indices is None:
             word = run.recipe.inherit.layers
-            record = read_json(self.directory / "influence.json")
+            record = layer_choice.read(self.directory)
             if record is None:
-                run.console.stage("Measuring what each block does to the hidden state")
-                with run.timed("influence"):
-                    record = influence_record(
+                run.console.stage("Measuring what the blocks do to the hidden state")
+                with run.timed("layer_choice"):
+                    record = layer_choice.choice_record(
                         reference,
                         prepared.set("train"),
-                        surgery.influence_count(word, reference.layers),
+                        word,
                         sequence_length=run.recipe.data.sequence_length,
                         batch_sequences=run.measured_at_once,
                         compute=run.recipe.train.compute_dtype,
                         device=run.world.device,
                     )
-                write_json(self.directory / "influence.json", record)
+                layer_choice.write(self.directory, record)
             run.indices = tuple(record["layers"])
-            run.console.line(f"  layers {surgery.spelled(run.indices)} have the greatest influence")
+            run.console.line(f"  {layer_choice.in_words(record)}")
             try:
                 checks.check_arms(reference, [run.indices], run.target, run.controls)
             except Refused as error:
@@ -281,7 +286,7 @@ class _Stages:
         whole = run.target.whole_init or "inherit"
         measured = ["reference", *(["cut"] if run.has_cut else [])]
         made = (self.directory / "inheritance.json").exists() and (self.directory / "starts" / whole).exists()
-        if made and all(models.measured(name) for name in measured):
+        if made and all(models.measured(name, prepared) for name in measured):
             return indices
         run.console.stage(f"Inheriting layers {surgery.spelled(indices)} of {reference.layers} from {reference.source}")
         training = self._training(run.target, prepared)
@@ -306,7 +311,10 @@ class _Stages:
                 passes=recipe.data.passes,
             )
             models.train(training, later=0)
-            run.reference = references.find(str(self.directory / "reference" / "model"), None, recipe.trust_remote_code)
+            trained_here = self.directory / "reference" / "model"
+            if not trained_here.is_dir():
+                raise Failed(f"{trained_here}: this run trained its reference there, and it is gone; put it back")
+            run.reference = references.find(str(trained_here), None, recipe.trust_remote_code)
             rounds = [checks.round_indices(recipe, depth, run.reference.layers) for depth in self._depths]
             checks.check_arms(run.reference, rounds, run.target, run.controls)
         reference = run.reference

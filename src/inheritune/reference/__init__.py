@@ -5,6 +5,7 @@ reads the model itself.
 
     a word → files, checked → a model     finding.py
     weight files: there, whole, safe      weights.py
+    a GGUF file → a plain directory       gguf_header.py (checked), dequantising.py
     files and config fit each other       fitting.py
     blocks, final norm, parameters        structure.py
     names in files and in the module      internals.py

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
@@ -28,7 +30,9 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from inheritune.errors import Failed, Refused
+from inheritune.reference.dequantising import Dequantised, dequantised
 from inheritune.reference.fitting import check_fit
+from inheritune.reference.gguf_header import is_gguf
 from inheritune.reference.internals import quiet, weightless
 from inheritune.reference.structure import block_list, inner_parameters, parameters
 from inheritune.reference.weights import (
@@ -66,9 +70,10 @@ class Reference:
     """A model that layers can be inherited from, found and checked, not yet loaded."""
 
     source: str
-    """As the user gave it: a directory, a hub id, or `packaged:NAME`."""
+    """As the user gave it: a directory, a GGUF file, a hub id, or `packaged:NAME`."""
     path: Path
-    """The directory that holds its files (of a hub id: the snapshot in the hub's cache)."""
+    """The directory that holds its files (of a hub id: the snapshot in the hub's cache; of a GGUF file: what it was
+    dequantised into)."""
     revision: str | None
     """The hub's commit; None for a directory."""
     trust_remote_code: bool
@@ -98,6 +103,20 @@ class Reference:
     """`seen.txt` beside the weights: content hashes of the documents that it was trained on."""
     license: str | None
     """The licence that its model card names."""
+    file: str | None = None
+    """Of a hub id: the GGUF file that it is."""
+    gguf: Dequantised | None = None
+    """Where it is a GGUF file: what of it became `path`."""
+
+    @property
+    def dequantised_from(self) -> str | None:
+        """The type that its weights were quantised in, such as Q4_1; None where they never were."""
+        return self.gguf.dequantised_from if self.gguf is not None else None
+
+    @property
+    def precision(self) -> str:
+        """Its dtype and where that comes from, in words: bfloat16, or float32, dequantised from Q4_1."""
+        return f"{self.dtype}, dequantised from {self.dequantised_from}" if self.dequantised_from else self.dtype
 
     @property
     def hub_id(self) -> str | None:
@@ -122,27 +141,44 @@ class Reference:
         return found
 
 
-def find(reference: str, revision: str | None = None, trust_remote_code: bool = False) -> Reference:
-    """Find a reference and check it, without loading its weights (a hub id's files are downloaded).
+def find(
+    reference: str,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    reference_file: str | None = None,
+) -> Reference:
+    """Find a reference and check it, without loading its weights.
+
+    A hub id's files are downloaded; a GGUF file is dequantised, once, into a cache (see `dequantising`).
 
     Args:
-        reference: a directory, a hub id, or `packaged:NAME`.
+        reference: a directory, a GGUF file, a hub id, or `packaged:NAME`.
         revision: of a hub id: branch, tag or commit.
         trust_remote_code: whether code that comes with it may be run.
+        reference_file: of a hub id or a directory: the GGUF file in it that is the reference.
 
     Raises:
-        Refused: there is no such model; it has no weights, truncated, incomplete or quantised ones, or pickles that ask
-            for code; it is no decoder-only language model that transformers knows; its tokenizer does not fit it.
+        Refused: there is no such model; it has no weights, truncated, incomplete or quantised ones (but for GGUF), or
+            pickles that ask for code; it is no decoder-only language model that transformers knows; its tokenizer does
+            not fit it.
     """
-    path, commit = _locate(reference, revision, trust_remote_code)
+    found = _locate(reference, revision, trust_remote_code, reference_file)
+    reference, path, commit = found.source, found.path, found.commit
+    gguf = dequantised(reference, path) if path.is_file() else None
+    if gguf is not None:
+        path = gguf.path
+        for line in gguf.lost:
+            _LOG.warning("%s: %s", reference, line)
     config = _config(reference, path, trust_remote_code)
     files = weight_files(reference, path)
     skeleton = _skeleton(reference, config, trust_remote_code)
     tokenizer = _tokenizer(reference, path, trust_remote_code)
     head, embedding = skeleton.get_output_embeddings(), skeleton.get_input_embeddings()
     licence = _licence(reference, path)
+    if licence is None and found.file is not None:
+        licence = _licence(reference, found.path.parent)
     seen = path / "seen.txt"
-    found = Reference(
+    described = Reference(
         source=reference,
         path=path,
         revision=commit,
@@ -161,11 +197,13 @@ def find(reference: str, revision: str | None = None, trust_remote_code: bool = 
         tokens_trained=_tokens_trained(path, config),
         seen_hashes=seen if seen.exists() else None,
         license=licence,
+        file=found.file,
+        gguf=gguf,
     )
-    check_fit(reference, skeleton, found.stored)
+    check_fit(reference, skeleton, described.stored)
     if tokenizer is not None:
-        check_vocabulary(found, max(tokenizer.get_vocab().values(), default=-1) + 1)
-    return found
+        check_vocabulary(described, max(tokenizer.get_vocab().values(), default=-1) + 1)
+    return described
 
 
 def load(reference: Reference, dtype: torch.dtype | None = None) -> PreTrainedModel:
@@ -226,9 +264,26 @@ def check_vocabulary(reference: Reference, vocabulary: int) -> None:
 def describe(reference: Reference) -> dict[str, Any]:
     """A reference as `reference.json` records it."""
     config = json.loads(reference.config.to_json_string(use_diff=False))
+    gguf = reference.gguf
+    origin = (
+        {
+            "gguf": {
+                "file": reference.file or Path(reference.source).name,
+                "sha256": gguf.sha256,
+                "read_by": gguf.read_by,
+                "tensors": gguf.tensors,
+                "lost": list(gguf.lost),
+            },
+            "dequantised_from": gguf.dequantised_from,
+        }
+        if gguf is not None
+        else {}
+    )
     return {
         "source": reference.source,
         "revision": reference.revision,
+        **({"reference_file": reference.file} if reference.file is not None else {}),
+        **origin,
         "fingerprint": reference.fingerprint,
         "model_type": reference.config.model_type,
         "layers": reference.layers,
@@ -246,8 +301,22 @@ def describe(reference: Reference) -> dict[str, Any]:
     }
 
 
-def _locate(reference: str, revision: str | None, trust_remote_code: bool) -> tuple[Path, str | None]:
-    """The directory of a reference, and its commit if it is from the hub."""
+@dataclass(frozen=True)
+class _Place:
+    """Where a reference lies."""
+
+    source: str
+    """What it is called from here on: as the user gave it; of a directory's GGUF file the file's own path."""
+    path: Path
+    """A directory, or a GGUF file."""
+    commit: str | None = None
+    """Of the hub."""
+    file: str | None = None
+    """Of a hub id: the GGUF file in it."""
+
+
+def _locate(reference: str, revision: str | None, trust_remote_code: bool, file: str | None) -> _Place:
+    """The directory or GGUF file of a reference, and its commit if it is from the hub."""
     packaged = reference.startswith(PACKAGED)
     directory = Path(reference).expanduser()
     if packaged:
@@ -255,15 +324,50 @@ def _locate(reference: str, revision: str | None, trust_remote_code: bool) -> tu
         directory = Path(str(resources.files("inheritune"))) / "packaged" / name
         if not name or "/" in name or not directory.is_dir():
             raise Refused(f"{reference}: this installation of inheritune brings no such reference")
+    if file is not None and not _is_plain_file_name(file):
+        raise Refused(f"{reference}: reference_file {file!r} names no file in it; give a name such as model.Q4_1.gguf")
     if reference and os.path.isdir(directory):  # pathlib's raises for a name that is too long
         if revision is not None:
             raise Refused(f"{reference}: a directory has no revision; leave revision out, or give a hub id")
-        return directory, None
+        if file is None:
+            return _Place(reference, directory)
+        return _Place(str(Path(reference) / file), _checked_file(reference, directory, file))
     if reference and os.path.exists(directory):
-        raise Refused(f"{reference}: a file, not a model directory; give the directory that holds config.json")
+        return _Place(reference, _lone_file(reference, directory, revision, file))
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", reference, re.ASCII):
         raise Refused(f"{reference}: no such directory, and no hub id (ORG/NAME)")
-    return _download(reference, revision, trust_remote_code)
+    if file is None:
+        path, commit = _download(reference, revision, trust_remote_code)
+        return _Place(reference, path, commit)
+    path, commit = _download_file(reference, revision, file)
+    return _Place(reference, path, commit, file)
+
+
+def _lone_file(reference: str, path: Path, revision: str | None, file: str | None) -> Path:
+    """A file that is a reference by itself."""
+    if not path.is_file() or not is_gguf(path):
+        raise Refused(f"{reference}: a file, not a model directory; give the directory that holds config.json")
+    if revision is not None or file is not None:
+        what = "revision" if revision is not None else "reference_file"
+        raise Refused(f"{reference}: a file has no {what}; leave {what} out, or give a hub id")
+    return path
+
+
+def _is_plain_file_name(file: str) -> bool:
+    """Whether a word names a file inside of a repository, by itself and not by a pattern."""
+    return re.fullmatch(r"[^*?\[\]\\/\0]+(/[^*?\[\]\\/\0]+)*", file) is not None and ".." not in file.split("/")
+
+
+def _checked_file(reference: str, directory: Path, file: str) -> Path:
+    """A GGUF file of a directory."""
+    path = directory / file
+    if not os.path.isfile(path):
+        held = sorted(one.name for one in directory.glob("*.gguf"))
+        has = f"; there are {', '.join(held)}" if held else ""  # of a hub id only what was downloaded before
+        raise Refused(f"{reference}: reference_file: holds no {file}{has}; name one that it holds")
+    if not is_gguf(path):
+        raise Refused(f"{reference}: {file} is no GGUF file; leave reference_file out for other formats")
+    return path
 
 
 def _download(name: str, revision: str | None, trust_remote_code: bool) -> tuple[Path, str]:
@@ -273,24 +377,39 @@ def _download(name: str, revision: str | None, trust_remote_code: bool) -> tuple
         # folders inside a repository hold copies in other formats
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns), ignore_patterns=["*/*"]))
 
-    try:
+    with _from_hub(name):
         path = fetch("*.json", "*.txt", "*.model", "*.jinja", "README.md", *(["*.py"] if trust_remote_code else []))
         _config(name, path, trust_remote_code)
         fetch("model*.safetensors")
         if not any(path.glob("*.safetensors")):
             fetch("pytorch_model*.bin")
+    return path, path.name
+
+
+def _download_file(name: str, revision: str | None, file: str) -> tuple[Path, str]:
+    """A GGUF file of a hub repository, in the cache, and the commit."""
+    with _from_hub(name):
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=[file, "README.md"]))
+    return _checked_file(name, folder, file), folder.name
+
+
+@contextlib.contextmanager
+def _from_hub(name: str) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError) as error:  # the hub's errors (no such model, offline, no network) are kinds of both
         why = "misspelled, private, or no network"
         raise Refused(
             f"{name}: no such directory, and not to be had from the hub ({why}): {one_line(error)}"
         ) from error
-    return path, path.name
 
 
 def _config(source: str, path: Path, trust_remote_code: bool) -> PretrainedConfig:
     """The config, of a model that transformers can generate text with and whose weights are not quantised."""
     if not (path / "config.json").exists():
-        raise Refused(f"{source}: no model: {path} holds no config.json")
+        held = sorted(one.name for one in path.glob("*.gguf"))
+        hint = f"; it holds GGUF files: give reference_file, such as {held[0]}" if held else ""
+        raise Refused(f"{source}: no model: {path} holds no config.json{hint}")
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except LOADING_ERRORS as error:
@@ -299,7 +418,8 @@ def _config(source: str, path: Path, trust_remote_code: bool) -> PretrainedConfi
             raise Refused(f"{source}: {what}; read it, then set trust_remote_code") from error
         raise Refused(f"{source}: transformers cannot read its config.json: {one_line(error)}") from error
     if getattr(config, "quantization_config", None):
-        raise Refused(f"{source}: its weights are quantised; give the model in bfloat16, float16 or float32")
+        mend = "give the model in bfloat16, float16 or float32, or a GGUF file"
+        raise Refused(f"{source}: its weights are quantised; {mend}")
     if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", True):
         raise Refused(f"{source}: reads in both directions ({config.model_type}); give a decoder-only language model")
     if config.is_encoder_decoder:

@@ -10,11 +10,19 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping
+import importlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, masking_utils
+from transformers import (
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    masking_utils,
+    modeling_gguf_pytorch_utils,
+)
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
@@ -173,3 +181,68 @@ def tie(model: PreTrainedModel, missing: set[str]) -> None:
     """
     with quiet():
         model.tie_weights(missing_keys=set(missing), recompute_mapping=True)
+
+
+_GGUF_NO_MODEL = ("general", "tokenizer", "t5", "umt5")
+"""In transformers' table of GGUF architectures: what is none, and what is no decoder alone."""
+_GGUF_SPELLED = {
+    **{"gpt_oss": "gpt-oss", "minimax_m2": "minimax-m2"},
+    **{"qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe"},
+}
+"""Where that table spells an architecture otherwise than files do."""
+
+
+def gguf_architectures() -> list[str]:
+    """The architectures of decoders that transformers converts from GGUF, as files name them, in order."""
+    names = set(modeling_gguf_pytorch_utils.GGUF_SUPPORTED_ARCHITECTURES)
+    with contextlib.suppress(ImportError, AttributeError):  # a second reader, of 5.24 and later
+        names |= set(importlib.import_module("transformers.integrations.gguf").GGUF_CONFIG_ARCHS)
+    return sorted(_GGUF_SPELLED.get(name, name) for name in names if name not in _GGUF_NO_MODEL)
+
+
+def gguf_pre_tokenizers() -> set[str]:
+    """The words of `tokenizer.ggml.pre` for which transformers has a rule; for all others it takes GPT-2's."""
+    try:
+        module = importlib.import_module("transformers.integrations.gguf.gguf_tokenizer_mapping")
+        return set(module.GGUF_PRE_TOKENIZER_SPLITS)
+    except (ImportError, AttributeError):
+        return set()
+
+
+def from_gguf(
+    folder: Path, name: str, config: PretrainedConfig, dtype: torch.dtype
+) -> tuple[PreTrainedModel, list[str]]:
+    """A GGUF file as transformers loads it, every weight dequantised.
+
+    Args:
+        folder: holds the file; an adapter or a config beside it would be read, too.
+        name: of the file.
+        config: what `AutoConfig` made of the file.
+        dtype: of the weights.
+
+    Returns:
+        The model, in memory, and the names of its tensors that the file does not fill: they are random.
+    """
+    settings: dict[str, Any] = {}
+    with contextlib.suppress(ImportError):  # else 5.24 may leave the weights of a few families packed
+        from transformers.utils.quantization_config import GgufConfig
+
+        settings["quantization_config"] = GgufConfig(dequantize=True)
+    bar: Any = modeling_gguf_pytorch_utils
+    shown = bar.tqdm
+    bar.tqdm = _bare  # this bar heeds no setting of transformers'
+    try:
+        with quiet(), torch.random.fork_rng(devices=[]):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder, gguf_file=name, config=config, dtype=dtype, output_loading_info=True, **settings
+            )
+    finally:
+        bar.tqdm = shown
+    model, info = loaded
+    assert isinstance(model, PreTrainedModel)
+    unfilled = [*info["missing_keys"], *(key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])]
+    return model, sorted(unfilled)
+
+
+def _bare(iterable: Iterable[Any], **_: Any) -> Iterable[Any]:
+    return iterable

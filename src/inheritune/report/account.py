@@ -65,12 +65,17 @@ def _proof(proof: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _layers(inheritance: Mapping[str, Any]) -> str:
-    """The layers kept, with the user's word for them where it is another, and the init: 0–11, 25 (first:12+last:1)."""
+    """The layers kept, with the user's word for them where it is another, and the init: 0–11, 25 (first:12+last:1).
+
+    Of a reference that was quantised also in what.
+    """
     kept, word, init = (inheritance.get(key) for key in ("layers_kept", "layers_word", "init"))
     text = _indices(kept)
     if word is not None and str(word).replace("-", "–").replace(",", ", ") != text:
         text += f" ({word})"
-    return f"{text}, init {init}" if init is not None else text
+    text = f"{text}, init {init}" if init is not None else text
+    kind = inheritance.get("dequantised_from")
+    return f"{text}; the reference dequantised from {kind}" if isinstance(kind, str) else text
 
 
 def account_of(inheritance: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from inheritune.errors import Refused
 from inheritune.report.evaluation import is_share, line_title, markdown_evaluation
 from inheritune.report.numbers import number_of
-from inheritune.scores import Evaluation, Line, Score
+from inheritune.scores import Evaluation, Line, Score, own_name
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -30,6 +30,7 @@ def model_index(
 ) -> list[dict[str, Any]]:
     """`model-index` for one of the models; empty where it has no score.
 
+    The model is named there by its directory, for `target` says nothing on the hub (see `own_name`).
     Accuracies are in percent. A metric's name says so, and shots, missing rows and the standard error with it, because
     the name is all that the hub shows beside the value; its `args` have them as numbers.
 
@@ -37,15 +38,17 @@ def model_index(
         evaluation: what is shown.
         model_name: one of its models.
         datasets: by line's name, which data it is (`TaskScores.dataset`): `path` on the hub, `name` of the
-            configuration, `split`. Without it a line is of a data set of its task's name.
+            configuration, `split`. Without it a line is of a data set of its task's name. Of a group the configuration
+            is left out: it is that of its first task alone.
 
     Raises:
         Refused: the evaluation has no such model.
     """
     from huggingface_hub.repocard_data import eval_results_to_model_index
 
-    if model_name not in (names := [model.name for model in evaluation.models]):
-        raise Refused(f"{model_name}: not a model of this evaluation, which has {', '.join(names) or 'none'}")
+    models = {model.name: model for model in evaluation.models}
+    if model_name not in models:
+        raise Refused(f"{model_name}: not a model of this evaluation, which has {', '.join(models) or 'none'}")
     scores = evaluation.scores.get(model_name, {})
     results = [
         result
@@ -54,7 +57,7 @@ def model_index(
         for result in _results(line, score, (datasets or {}).get(line.name, {}))
     ]
     # Results on one data set share an entry, and the name of the first; every metric names its own line.
-    return eval_results_to_model_index(model_name, results) if results else []
+    return eval_results_to_model_index(own_name(models[model_name].source), results) if results else []
 
 
 def _results(line: Line, score: Score, dataset: Mapping[str, Any]) -> Iterator[EvalResult]:
@@ -70,7 +73,7 @@ def _results(line: Line, score: Score, dataset: Mapping[str, Any]) -> Iterator[E
             task_name="Text generation",
             dataset_type=str(dataset.get("path") or line.tasks[0]),
             dataset_name=line_title(line),
-            dataset_config=dataset.get("name"),
+            dataset_config=dataset.get("name") if len(line.tasks) == 1 else None,
             dataset_split=dataset.get("split"),
             metric_type=metric,
             metric_value=number,

@@ -142,6 +142,8 @@ def _what(record: Mapping[str, Any]) -> str:
     """The text that was measured on, in few words."""
     name, documents = str(record["set"]), record["documents"]
     text = f", {documents:,} document{'' if documents == 1 else 's'}, {count(record['tokens'])} tokens"
+    if record["positions"] < record["tokens"]:
+        text += f", {count(record['positions'])} scored"
     room = _MOST_CHARACTERS - len(text)
     return (name if len(name) <= room else f"{name[: room - 1]}…") + text
 

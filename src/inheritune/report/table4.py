@@ -264,7 +264,9 @@ _COLUMNS = (
     ("flops_with_reference", "FLOPs with reference’s", "with\nref."),
 )
 """A field of `Line`, its heading, and that on a terminal."""
-_FIRST_TO_GO = (("difference_interval",), ("difference",), ("wikitext", "lambada"), ("flops",))
+_SCORES = ("wikitext", "lambada")
+_FIRST_TO_GO = ("difference_interval", "flops", "difference")
+"""Columns that give way, in this order, after scores that no model has. The difference is what the verdict is about."""
 _WORDS = ("model", "initialisation")
 
 
@@ -273,8 +275,8 @@ def render_table4(run: Path, *, width: int = 80) -> Table:
 
     Args:
         run: the run directory.
-        width: columns to fit. Where they are too few the difference to the reference goes first, then scores that no
-            model has, then the FLOPs of the training alone; the caption says so.
+        width: columns to fit. Where they are too few, scores that no model has go first, then the interval of the
+            difference to the reference, the FLOPs of the training alone, the difference; the caption says so.
     """
     from rich import box
     from rich.table import Table
@@ -307,7 +309,7 @@ def _short(line: Line, name: str) -> str:
     text: str = getattr(line, name)
     if name == "model":
         return re.sub(r", [0-9]+(x steps| layers?)", "", text)
-    if name in ("wikitext", "lambada"):  # the caption says what the star is
+    if name in _SCORES:  # the caption says what the star is
         return re.sub(r" \(.*\)", "*", text)
     # A loss and the ends of its interval are never negative: a dash between them is no minus.
     return text.replace(" to ", "–") if name == "interval" else text.replace(" of ", "\nof ")
@@ -322,14 +324,11 @@ def _room(lines: Sequence[Line], name: str, heading: str) -> int:
 def _fitting(lines: Sequence[Line], width: int) -> list[str]:
     """The columns that fit, by their fields."""
     room = {name: _room(lines, name, heading) for name, _, heading in _COLUMNS}
-    for leaving in _FIRST_TO_GO:
+    empty = [name for name in _SCORES if all(getattr(line, name) == NOT_APPLICABLE for line in lines)]
+    for leaving in (empty, *([name] for name in _FIRST_TO_GO)):
         if sum(room.values()) + len(room) + 1 <= width:
             break
-        scored = "wikitext" in leaving and any(
-            getattr(line, name) != NOT_APPLICABLE for line in lines for name in leaving
-        )
-        if not scored:
-            room = {name: needed for name, needed in room.items() if name not in leaving}
+        room = {name: needed for name, needed in room.items() if name not in leaving}
     return list(room)
 
 
@@ -342,15 +341,16 @@ def _caption(records: Records, lines: Sequence[Line], left_out: Sequence[str]) -
         f"Val loss: nats a token on {records.judge}{over}. FLOPs: {own}so far: with the rounds before it; with ref.: "
         "and the reference’s own training, where the model takes from it."
     )
-    scores = {name: [getattr(line, name) for line in lines] for name in ("wikitext", "lambada")}
+    scores = {name: [getattr(line, name) for line in lines] for name in _SCORES}
     titles = {name: title for name, title, _ in _COLUMNS}
     for name, cells in scores.items():
         limits = dict.fromkeys(found[1] for cell in cells if (found := re.search(r"\((.*)\)", cell)))
         if limits and name not in left_out:
             text += f" * {titles[name]}: {', '.join(limits)}."
-    words = {"difference": "the difference to the reference", "wikitext": "scores (none yet)", "flops": "own FLOPs"}
+    words = {"difference": "the difference to the reference", "flops": "own FLOPs"}
     if "difference" not in left_out:
         words["difference_interval"] = "the interval of the difference"
+    words |= {name: f"{titles[name]} (no score yet)" for name in _SCORES}
     missing = [words[name] for name in left_out if name in words]
     return f"{text} Left out for want of room: {', '.join(missing)}." if missing else text
 

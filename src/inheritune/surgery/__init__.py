@@ -19,12 +19,13 @@ from inheritune.surgery.cut import Cut, TensorRecord, account, lineage, plan_cut
 from inheritune.surgery.directory import check_free, inherit
 from inheritune.surgery.growing import grow
 from inheritune.surgery.initial import parts, random_like, start, tensor_records
-from inheritune.surgery.layers import influence_count, kept, parse_layers, spelled
+from inheritune.surgery.layers import MEASURES, kept, measured, parse_layers, spelled
 from inheritune.surgery.narrow import half_width, half_width_config
 from inheritune.surgery.proof import prove
 from inheritune.surgery.saving import save, verify_saved
 
 __all__ = [
+    "MEASURES",
     "Cut",
     "TensorRecord",
     "account",
@@ -34,10 +35,10 @@ __all__ = [
     "grow",
     "half_width",
     "half_width_config",
-    "influence_count",
     "inherit",
     "kept",
     "lineage",
+    "measured",
     "parse_layers",
     "parts",
     "plan_cut",

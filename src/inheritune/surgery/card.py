@@ -58,6 +58,7 @@ def _lineage_lines(lineage: Record) -> list[str]:
     kept = ", ".join(map(str, lineage["layers_kept"]))
     return [
         f"- Reference: {lineage['reference']}{revision}",
+        *_gguf_lines(lineage),
         f"- Its weights (SHA-256): {lineage['fingerprint']}",
         f"- Layers kept: {kept} of its {lineage['reference_layers']}, counted from 0",
         "- Kept with them: embeddings, final norm, head",
@@ -66,3 +67,12 @@ def _lineage_lines(lineage: Record) -> list[str]:
             for step in lineage["chain"][::-1]
         ),
     ]
+
+
+def _gguf_lines(lineage: Record) -> list[str]:
+    """Where the reference's weights were read from GGUF: the file, and that they were quantised."""
+    if "gguf" not in lineage:
+        return []
+    file, kind = lineage["gguf"], lineage["dequantised_from"]
+    read = f"dequantised from {kind}, to float32" if kind else "read into float32"
+    return [f"- Its weights were {read}: the GGUF file {file['file']} (SHA-256 {file['sha256']})"]

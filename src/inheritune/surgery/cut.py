@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from transformers import PretrainedConfig, PreTrainedModel
@@ -90,6 +91,7 @@ def account(
     """
     counted = Counter(tensor.status for tensor in tensors)
     return {
+        **_origin(reference),
         "reference_layers": reference.layers,
         "layers_kept": list(cut_indices),
         "parameters_before": reference.parameters,
@@ -233,11 +235,22 @@ def lineage(reference: Reference, indices: Indices, init: str = "inherit") -> Re
         "reference": reference.source,
         "revision": reference.revision,
         "fingerprint": reference.fingerprint,
+        **_origin(reference),
         "init": init,
         "layers_kept": list(indices),
         "reference_layers": reference.layers,
         "chain": chain,
         "license": reference.license,
+    }
+
+
+def _origin(reference: Reference) -> Record:
+    """Of a reference that is a GGUF file: which one, and what its weights were quantised in."""
+    if reference.gguf is None:
+        return {}
+    return {
+        "gguf": {"file": reference.file or Path(reference.source).name, "sha256": reference.gguf.sha256},
+        "dequantised_from": reference.dequantised_from,
     }
 
 

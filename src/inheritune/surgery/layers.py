@@ -9,16 +9,18 @@ from inheritune.errors import Refused
 
 Indices = tuple[int, ...]
 
-_INFLUENCE = "influence:"
-FORMS = "13 (the first 13), half, first:12+last:1, last:13, every:2, 0-11,25, influence:13"
+MEASURES = ("influence", "angular")
+"""Words for layers that are chosen by what a reference does with tokens (see `layerwise`)."""
+FORMS = "13 (the first 13), half, first:12+last:1, last:13, every:2, 0-11,25, influence:13, angular:13"
 """Every form that a word for layers can have, by example."""
 
 
 def parse_layers(layers: int | str, total: int) -> Indices | None:
-    """The user's word for which layers to keep, as indices; None for `influence:N`, which needs tokens to be resolved.
+    """The user's word for which layers to keep, as indices; None for one that needs tokens to be resolved.
 
     Forms, joined by `+`: `N` or `first:N` (the first N), `half` (of `total`, rounded down), `last:N`, `every:K` (0, K,
-    2K, ...), and indices such as `0-11,25` (both ends included).
+    2K, ...), and indices such as `0-11,25` (both ends included). What needs tokens stands alone: `influence:N`,
+    `angular:N`.
 
     Args:
         layers: the word; a number is how many of the first layers.
@@ -28,8 +30,8 @@ def parse_layers(layers: int | str, total: int) -> Indices | None:
         Refused: not such a word, out of range, a layer twice, or out of order.
     """
     word = re.sub(r"\s+", "", str(layers))
-    if word.startswith(_INFLUENCE):
-        influence_count(word, total)
+    if word.startswith(tuple(f"{measure}:" for measure in MEASURES)):
+        measured(word, total)
         return None
     indices: list[int] = []
     for term in word.split("+"):
@@ -42,14 +44,16 @@ def parse_layers(layers: int | str, total: int) -> Indices | None:
     return tuple(indices)
 
 
-def influence_count(layers: int | str, total: int) -> int:
-    """N of `influence:N`.
+def measured(layers: int | str, total: int) -> tuple[str, int]:
+    """The measure and the N of a word that needs tokens: `influence:N` or `angular:N`.
 
     Raises:
-        Refused: it is no number from 1 to `total`.
+        Refused: N is no number from 1 to `total`.
     """
     word = re.sub(r"\s+", "", str(layers))
-    return _number(word.removeprefix(_INFLUENCE), word, total)
+    measure, _, count = word.partition(":")
+    assert measure in MEASURES, word
+    return measure, _number(count, word, total)
 
 
 def spelled(indices: Indices) -> str:

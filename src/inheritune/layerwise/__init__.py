@@ -1,0 +1,27 @@
+"""What each layer is worth before any training: how far blocks turn the hidden state, what every prefix scores.
+
+`passes.py` runs a model and catches what its blocks show; `turning.py` makes of that block influence, angular distances
+and the layers that they choose; `prefixes.py` takes from the same pass what every prefix scores.
+"""
+
+from inheritune.layerwise.prefixes import Scan, scan_prefixes, scan_record
+from inheritune.layerwise.turning import (
+    Turning,
+    choose,
+    first_batches,
+    measure_turning,
+    most_influential,
+    outside_closest_stretch,
+)
+
+__all__ = [
+    "Scan",
+    "Turning",
+    "choose",
+    "first_batches",
+    "measure_turning",
+    "most_influential",
+    "outside_closest_stretch",
+    "scan_prefixes",
+    "scan_record",
+]

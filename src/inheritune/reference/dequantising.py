@@ -1,0 +1,407 @@
+"""Dequantising: a GGUF file becomes, once, a plain Hugging Face directory in a cache.
+
+Everything after works from safetensors to safetensors and need not know where they came from. transformers itself reads
+the file, by its `gguf_file` route, into float32: that holds each value as it is dequantised, where bfloat16 would round
+most of them. What is written is read back and compared bit for bit.
+
+The directory is `inheritune/gguf/SHA-256 of the file/VERSIONS` in $XDG_CACHE_HOME (else ~/.cache), and is a function of
+these alone: files beside the GGUF file are not looked at. It may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import importlib.util
+import logging
+import os
+import re
+import shutil
+import struct
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from inheritune.errors import Failed, Refused
+from inheritune.reference.gguf_header import BlockSizes, Header, plain, read_header
+from inheritune.reference.internals import from_gguf, gguf_architectures, gguf_pre_tokenizers, quiet, weightless
+from inheritune.reference.structure import parameters
+from inheritune.reference.weights import one_line
+from inheritune.run_directory import read_json, write_json
+
+_LOG = logging.getLogger(__name__)
+
+_FORM = 1
+"""Of the directories written here; a change of what is in them gets the next number."""
+_MOST_BLOCKS = 1024
+"""More than any model has: building as many modules as a number says takes long."""
+_RECORD, _LINK = "gguf.json", "model.gguf"
+_FLOATING = ("F32", "F16", "BF16")
+_ERRORS = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, RuntimeError, ArithmeticError),
+    *(AssertionError, MemoryError, struct.error, StrictDataclassError),
+)
+"""What transformers and the `gguf` package raise for a file that they cannot make sense of."""
+_SPECIAL = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
+"""Special tokens: their names in files, and in transformers."""
+_GPT2_SPLITS = ("gpt-2", "phi-2", "mpt", "olmo")
+"""Words of `tokenizer.ggml.pre` that llama.cpp splits text for by GPT-2's rule, which transformers falls back on."""
+
+
+@dataclass(frozen=True)
+class Dequantised:
+    """A GGUF file, and the plain directory that was made of it."""
+
+    path: Path
+    """The directory: config, weights in float32, tokenizer."""
+    sha256: str
+    """Of the file, whole."""
+    read_by: str
+    """What, beside the file, decided what came of it: versions."""
+    tensors: dict[str, int]
+    """How many of the file's tensors are of each type, such as {"Q4_1": 210, "F32": 61}."""
+    dequantised_from: str | None
+    """The quantised type that holds most of the values, such as Q4_1; None where none is quantised."""
+    lost: tuple[str, ...]
+    """What the file says and the directory does not, a line each."""
+
+
+def dequantised(source: str, file: Path) -> Dequantised:
+    """The plain directory of a GGUF file: made now, or found as it was made before.
+
+    Args:
+        source: what errors call the reference.
+        file: the GGUF file.
+
+    Raises:
+        Refused: the `gguf` package is missing; the file is truncated, damaged, no whole decoder-only language model, or
+            of an architecture that transformers does not convert; or the cache has no room. Nothing is left behind.
+    """
+    blocks = _blocks(source)
+    try:
+        header = read_header(source, file, blocks)
+        check_model(source, header)
+        sha256 = _sha256(file)
+    except OSError as error:
+        raise Refused(f"{source}: cannot be read ({one_line(error)})") from error
+    directory = cache() / sha256 / _versions()
+    record = _record(directory)
+    try:
+        if record is None:
+            record = _made_alone(source, file, header, directory)
+    except OSError as error:
+        raise Refused(
+            f"{source}: cannot be dequantised into {directory}: {one_line(error)}; mend that, or set XDG_CACHE_HOME"
+        ) from error
+    tensors = Counter(tensor.kind for tensor in header.tensors)
+    return Dequantised(
+        path=directory,
+        sha256=sha256,
+        read_by=directory.name,
+        tensors=dict(tensors.most_common()),
+        dequantised_from=_quantised_in(header),
+        lost=tuple(record["lost"]),
+    )
+
+
+def _quantised_in(header: Header) -> str | None:
+    """The quantised type that holds most of the values."""
+    values: Counter[str] = Counter()
+    for tensor in header.tensors:
+        if tensor.kind not in _FLOATING:
+            values[tensor.kind] += tensor.values
+    return values.most_common(1)[0][0] if values else None
+
+
+def cache() -> Path:
+    """Where the directories are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "inheritune" / "gguf"
+
+
+def check_model(source: str, header: Header) -> None:
+    """Refuse what is no whole decoder-only language model that transformers converts.
+
+    Args:
+        source: what errors call the reference.
+        header: the file's.
+
+    Raises:
+        Refused: it is a vocabulary, an adapter, an embedding model, one of several parts, or of another architecture.
+    """
+    architecture, kind = header.text("general.architecture"), header.text("general.type")
+    if architecture is None:
+        raise Refused(f"{source}: no model: its header names no general.architecture")
+    shown = plain(architecture)
+    if kind is not None and kind != "model":
+        raise Refused(f"{source}: no language model but GGUF of type {plain(kind)}; give the model's own file")
+    parts = header.integer("split.count") or 1
+    if parts > 1:
+        raise Refused(
+            f"{source}: one of {parts} parts of a model; join them first (llama.cpp: llama-gguf-split --merge)"
+        )
+    if not header.tensors:
+        raise Refused(f"{source}: a vocabulary alone ({shown}): it holds no tensor; give the model's own file")
+    if header.integer(f"{architecture}.pooling_type") or "bert" in architecture:
+        raise Refused(f"{source}: an embedding model ({shown}); give a decoder-only language model")
+    possible = gguf_architectures()
+    if architecture not in possible:
+        raise Refused(
+            f"{source}: its architecture is {shown}, and transformers converts decoders of these from GGUF: "
+            f"{', '.join(possible)}; give the model as a Hugging Face directory"
+        )
+    if "token_embd.weight" not in {tensor.name for tensor in header.tensors}:
+        raise Refused(f"{source}: no whole language model ({shown}): it has no token_embd.weight")
+    blocks = header.integer(f"{architecture}.block_count")
+    if blocks is None or not 0 < blocks <= min(len(header.tensors), _MOST_BLOCKS):
+        raise Refused(
+            f"{source}: damaged: {shown}.block_count is {_or_none(blocks)}, and it holds {len(header.tensors)} tensors"
+        )
+    _check_tokens(source, header)
+
+
+def _check_tokens(source: str, header: Header) -> None:
+    """The arrays of the tokenizer are of the types that they must be, and special ids are ids."""
+    for name, integers in (("tokens", False), ("merges", False), ("token_type", True)):
+        key = f"tokenizer.ggml.{name}"
+        array = header.array(key)
+        if key in header.metadata and (array is None or not (array.of_integers if integers else array.of_strings)):
+            raise Refused(f"{source}: damaged: {key} is no array of {'integers' if integers else 'strings'}")
+    tokens = header.array("tokenizer.ggml.tokens")
+    for name in _SPECIAL:
+        key = f"tokenizer.ggml.{name}_token_id"
+        identity = header.integer(key)
+        if key in header.metadata and (identity is None or (tokens and not 0 <= identity < tokens.count)):
+            held = tokens.count if tokens else 0
+            raise Refused(f"{source}: damaged: {key} is {header.metadata[key]!r:.40}, and it has {held:,} tokens")
+
+
+def _blocks(source: str) -> BlockSizes:
+    """The types that the `gguf` package can dequantise, with their blocks."""
+    if importlib.util.find_spec("gguf") is None:
+        raise Refused(f"{source}: reading GGUF needs the package gguf; install inheritune[gguf], or gguf itself")
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+    from gguf.quants import _type_traits
+
+    as_they_are = (GGMLQuantizationType.F32, GGMLQuantizationType.F16)
+    return {
+        int(kind): (kind.name, *GGML_QUANT_SIZES[kind])
+        for kind in GGMLQuantizationType
+        if kind in as_they_are or kind in _type_traits
+    }
+
+
+def _versions() -> str:
+    """What, beside the file, decides what comes of it."""
+    found = [f"{name}-{importlib.metadata.version(name)}" for name in ("transformers", "gguf")]
+    return "_".join([*found, f"form-{_FORM}"])
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _made_alone(source: str, file: Path, header: Header, directory: Path) -> dict[str, Any]:
+    """Make a directory while no other process makes one: the ranks of a run all ask for it at once."""
+    cache().mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(cache() / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    scratch = cache() / ".making"
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        record = _record(directory)
+        if record is None:
+            shutil.rmtree(scratch, ignore_errors=True)  # what a killed one left
+            record = _make(source, file, header, scratch)
+            shutil.rmtree(directory, ignore_errors=True)
+            directory.parent.mkdir(exist_ok=True)
+            (scratch / "made").rename(directory)
+        return record
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _record(directory: Path) -> dict[str, Any] | None:
+    """The record of a directory made before; None where there is none, or a file is not as it was written."""
+    try:
+        record = read_json(directory / _RECORD)
+        sizes = {name: (directory / name).stat().st_size for name in record["files"]} if record else {}
+    except (Failed, OSError, LookupError, TypeError):
+        return None
+    return record if record and sizes == record["files"] else None
+
+
+def _make(source: str, file: Path, header: Header, scratch: Path) -> dict[str, Any]:
+    """Make the directory, as `made` in one that is not there yet."""
+    inside, made = scratch / "source", scratch / "made"
+    inside.mkdir(parents=True)
+    made.mkdir()
+    (inside / _LINK).symlink_to(file.absolute())  # by itself: transformers would read configs and adapters beside it
+    _write_model(source, inside, header, made)
+    lost = _write_tokenizer(inside, header, made)
+    licence = header.text("general.license")
+    if licence is not None:
+        card = yaml.safe_dump({"license": licence}, allow_unicode=True)
+        (made / "README.md").write_text(f"---\n{card}---\n", encoding="utf-8")
+    record = {"lost": lost, "files": {path.name: path.stat().st_size for path in sorted(made.iterdir())}}
+    write_json(made / _RECORD, record)
+    _settle(made)
+    return record
+
+
+def _write_model(source: str, inside: Path, header: Header, made: Path) -> None:
+    """Config and weights, as transformers loads them from the file."""
+    with _understood(source):
+        with quiet():
+            config = _plain_config(AutoConfig.from_pretrained(inside, gguf_file=_LINK))
+        expected = parameters(weightless(config))
+    held = sum(tensor.values for tensor in header.tensors)
+    if expected > held:
+        raise Refused(
+            f"{source}: damaged or incomplete: its header describes {expected:,} parameters, its tensors hold "
+            f"{held:,}; copy it again"
+        )
+    free = shutil.disk_usage(made).free
+    if free < 4 * expected:
+        raise OSError(f"{4 * expected / 1e9:.1f} GB are needed, and {free / 1e9:.1f} GB are free")
+    _LOG.warning("%s: being dequantised, once, into %s", source, cache())
+    with _understood(source):
+        loaded, unfilled = from_gguf(inside, _LINK, config, torch.float32)
+    if unfilled:
+        raise Refused(f"{source}: incomplete: it lacks {unfilled[0]} ({len(unfilled)} such tensors); copy it again")
+    with _understood(source), quiet():
+        _plain_model(loaded).save_pretrained(made)
+        again: Any = AutoModelForCausalLM.from_pretrained(made, dtype=torch.float32)
+    theirs, ours = loaded.state_dict(), again.state_dict()
+    if theirs.keys() != ours.keys() or not all(_same(tensor, ours[name]) for name, tensor in theirs.items()):
+        raise Refused(f"{source}: transformers does not load again what it read from the file; give another format")
+
+
+def _plain_config(config: PretrainedConfig) -> PretrainedConfig:
+    """A config that says nothing of quantisation or of files.
+
+    transformers 5.24 leaves `quantization_config` in it, and then refuses to save the model, unless it is told to
+    dequantise as in `from_gguf`; not every release can be told.
+    """
+    kept = config.to_dict()
+    for key in ("quantization_config", "_name_or_path", "_model_name_or_path"):
+        kept.pop(key, None)
+    again = type(config).from_dict(kept)
+    assert isinstance(again, PretrainedConfig)
+    return again
+
+
+def _plain_model(loaded: PreTrainedModel) -> PreTrainedModel:
+    """The same tensors in a model that was never quantised, so that transformers saves it as any other."""
+    model = weightless(_plain_config(loaded.config))
+    model.load_state_dict(loaded.state_dict(), assign=True)
+    model.tie_weights()
+    return model
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors are equal bit for bit."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    flat, again = (tensor.detach().contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other))
+    return torch.equal(flat, again)
+
+
+def _write_tokenizer(inside: Path, header: Header, made: Path) -> list[str]:
+    """The tokenizer that transformers builds from the file; what of the file it does not say, a line each."""
+    kind = header.text("tokenizer.ggml.model")
+    if kind is None or header.array("tokenizer.ggml.tokens") is None:
+        return ["the file holds no tokenizer"]
+    try:
+        with quiet():
+            AutoTokenizer.from_pretrained(inside, gguf_file=_LINK).save_pretrained(made)
+            tokenizer = AutoTokenizer.from_pretrained(made)
+        assert isinstance(tokenizer, PreTrainedTokenizerBase)
+        return lost_in(tokenizer, header)
+    except Exception as error:  # the tokenizers library raises Exception itself
+        for path in made.glob("*token*"):
+            path.unlink()
+        return [f"transformers cannot build its tokenizer ({plain(kind)}), so there is none: {one_line(error)}"]
+
+
+def lost_in(tokenizer: PreTrainedTokenizerBase, header: Header) -> list[str]:
+    """Where a tokenizer differs from what a file says of it, a line each.
+
+    Args:
+        tokenizer: as it is loaded from the directory.
+        header: the file's.
+    """
+    found = []
+    tokens = header.array("tokenizer.ggml.tokens")
+    size = max(tokenizer.get_vocab().values(), default=-1) + 1
+    if tokens is not None and not size == len(tokenizer) == tokens.count:
+        found.append(f"its vocabulary has {tokens.count:,} tokens, the tokenizer {len(tokenizer):,}")
+    for stated, name in _SPECIAL.items():
+        said, has = header.integer(f"tokenizer.ggml.{stated}_token_id"), getattr(tokenizer, f"{name}_token_id")
+        if said != has:
+            found.append(f"its {name} token is {_or_none(said)}, the tokenizer's {_or_none(has)}")
+    for key in header.metadata:
+        other = re.fullmatch(r"tokenizer\.ggml\.(\w+)_token_id", key)
+        if other is not None and other.group(1) not in _SPECIAL:
+            found.append(f"{key} ({plain(str(header.metadata[key]))}) has no place in the tokenizer")
+    pre = header.text("tokenizer.ggml.pre")
+    if header.text("tokenizer.ggml.model") == "gpt2" and pre not in {*_GPT2_SPLITS, *gguf_pre_tokenizers()}:
+        rule = "does not say by which rule text is split" if pre is None else f"splits text by the rule {plain(pre)!r}"
+        found.append(f"it {rule} (tokenizer.ggml.pre), the tokenizer by GPT-2's")
+    ids = tokenizer("a")["input_ids"]
+    for name, place in (("bos", slice(0, 1)), ("eos", slice(-1, None))):
+        said, identity = header.metadata.get(f"tokenizer.ggml.add_{name}_token"), getattr(tokenizer, f"{name}_token_id")
+        adds = identity is not None and ids[place] == [identity]
+        if isinstance(said, bool) and said != adds:
+            found.append(
+                f"it {'adds' if said else 'does not add'} {name}, the tokenizer {'does' if adds else 'does not'}"
+            )
+    return found
+
+
+def _or_none(value: int | None) -> str:
+    return "none" if value is None else str(value)
+
+
+@contextlib.contextmanager
+def _understood(source: str) -> Iterator[None]:
+    """What transformers and the `gguf` package raise over a file, as one line."""
+    try:
+        yield
+    except SafetensorError as error:  # writing failed
+        raise OSError(one_line(error)) from error
+    except MemoryError as error:
+        raise Refused(f"{source}: this machine has not the memory to dequantise it") from error
+    except _ERRORS as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the disk is full, say
+            raise
+        raise Refused(f"{source}: transformers cannot read it as GGUF: {one_line(error)}") from error
+
+
+def _settle(directory: Path) -> None:
+    """Give every file the mode that the umask asks for, and put it on the disk before the directory gets its name.
+
+    transformers 5.24 leaves the weights readable by their owner alone.
+    """
+    mode = (directory / _RECORD).stat().st_mode
+    for file in directory.iterdir():
+        file.chmod(mode)
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
