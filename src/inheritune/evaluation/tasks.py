@@ -354,7 +354,7 @@ def quiet() -> Iterator[None]:
     import lm_eval.api.task
     from tqdm import tqdm
 
-    names = ("lm_eval", "datasets", "evaluate")
+    names = ("lm_eval", "datasets", "evaluate", "transformers")  # transformers: of every text longer than the context
     levels = {name: logging.getLogger(name).level for name in names}
     bars = datasets.are_progress_bars_disabled()
     own = lm_eval.api.task.tqdm
