@@ -339,9 +339,16 @@ def _evaluate(words: list[str]) -> None:
     parser.add_argument("--out", type=str | None, default=None, help="the directory that is written")
     parser.add_argument("--latex", action="store_true", help="write a LaTeX table, too")
     parser.add_argument("--card", action="store_true", help="write the results into the models' README.md")
-    parser.add_argument("--list_datasets", action="store_true", help="print what a mirror must hold, and end")
     parser.add_argument(
-        "--write_tasks", type=str | None, default=None, metavar="DIR", help="write the tasks for lm_eval, and end"
+        "--list_datasets", "--list-datasets", action="store_true", help="print what a mirror must hold, and end"
+    )
+    parser.add_argument(
+        "--write_tasks",
+        "--write-tasks",
+        type=str | None,
+        default=None,
+        metavar="DIR",
+        help="write the tasks for lm_eval, and end",
     )
     parser.add_argument("--revision", type=str | None, default=None, help="the model's revision on the hub")
     parser.add_argument("--trust_remote_code", type=bool, default=False, help="whether code of a model may be run")
