@@ -245,11 +245,38 @@ def test_a_model_that_changed_keeps_nothing(run: Path, mirror: Path, llama_direc
     assert not {pair.line for pair in found.paired if "target" in (pair.first, pair.second)} - {"boolq"}
 
 
-def test_a_damaged_record_is_written_anew(run: Path, mirror: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    (run / "evaluation.json").write_text('{"format": 1, "lines": 3}', encoding="utf-8")
+@pytest.mark.parametrize("text", ['{"format": 1, "lines": 3}', '{"format": 99}', "null", "{"])
+def test_a_record_that_cannot_be_read_is_kept_aside(
+    text: str, run: Path, mirror: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (run / "evaluation.json").write_text(text, encoding="utf-8")
     assert evaluate(run, "--suite", "piqa", mirror=mirror) == 0
-    assert "evaluation.json could not be read; it is written anew" in capfd.readouterr().err
-    assert record(run).suite == "piqa"
+    said = "evaluation.json could not be read; it is kept as evaluation.json.unread-1, and written anew"
+    assert said in capfd.readouterr().err
+    assert (run / "evaluation.json.unread-1").read_text(encoding="utf-8") == text
+    assert Evaluation.of(json.loads((run / "evaluation.json").read_text(encoding="utf-8"))).scores
+
+
+def test_more_rows_are_not_replaced_by_fewer(run: Path, mirror: Path) -> None:
+    def rows() -> dict[str, int]:
+        record = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
+        return {line.name: line.rows for line in Evaluation.of(record).lines}
+
+    for limit, expected in (("5", 5), ("3", 5), ("6", 6)):
+        assert evaluate(run, "--suite", "piqa", "--limit", limit, mirror=mirror) == 0
+        assert rows() == {"piqa": expected}
+
+
+def test_written_tasks_say_what_is_left_out(mirror: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert evaluate("--suite", "piqa,mmlu:0,wsc", "--write_tasks", tmp_path / "tasks", mirror=mirror) == 0
+    shown, told = capfd.readouterr()
+    assert shown.count("\n") == 1
+    assert "mmlu: 55 of 57 tasks are left out: " in told
+    assert "wsc is left out: aps/super_glue (wsc.fixed) is not whole in" in told
+    assert told.count("\n") == 2
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    assert evaluate("--suite", "piqa", "--write_tasks", "/proc/tasks", mirror=mirror) == 2
+    assert "--write_tasks /proc/tasks: cannot be written" in capfd.readouterr().err
 
 
 def test_a_card_that_cannot_be_written_is_a_line(

@@ -10,7 +10,15 @@ import pytest
 
 from evaluation_mirror import DATA, write_dataset, write_mirror
 from inheritune.errors import Refused
-from inheritune.evaluation.mirror import Mirror, Missing, changes, examples_split, open_mirror
+from inheritune.evaluation.mirror import (
+    Mirror,
+    Missing,
+    changes,
+    examples_split,
+    fetch_command,
+    open_mirror,
+    unwritable_cache,
+)
 
 PIQA = {
     "task": "piqa",
@@ -110,3 +118,21 @@ def test_no_directory(tmp_path: Path) -> None:
         open_mirror(tmp_path / "nowhere")
     assert "no such directory" in str(error.value)
     assert open_mirror(None) is None
+
+
+def test_a_command_can_be_pasted() -> None:
+    assert fetch_command("a/b", "my data").endswith("--local-dir 'my data/a/b'")
+
+
+def test_an_unusable_cache_is_not_blamed_on_the_mirror(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", Path("/proc/cache"))
+    error = FileNotFoundError(2, "No such file or directory", "/proc/cache")
+    expected = "/proc/cache: No such file or directory; set HF_DATASETS_CACHE to a directory that can be written"
+    assert unwritable_cache(error) == expected
+    assert unwritable_cache(PermissionError(13, "Permission denied", "/x")) == expected.replace(
+        "/proc/cache: No such file or directory", "/x: Permission denied"
+    )
+    assert unwritable_cache(FileNotFoundError(2, "No such file or directory", "/data/piqa.parquet")) is None
+    assert unwritable_cache(ValueError("no such configuration")) is None

@@ -120,6 +120,17 @@ class Plan:
         more = f" (and {len(gaps) - 1} more of its tasks)" if len(gaps) > 1 else ""
         return f"{gaps[0].reason}{more}" if gaps else None
 
+    def gaps_in_words(self) -> list[str]:
+        """What is left out and why, a text a line of the table, as far as there is any."""
+        found = []
+        for name in self.lines:
+            gap = self.gap_of(name)
+            if gap is not None:
+                there, out = len(self.tasks_of(name)), len(self.gaps_of(name))
+                what = f"{name}: {out} of {there + out} tasks are left out" if there else f"{name} is left out"
+                found.append(f"{what}: {gap}")
+        return found
+
 
 def plan(suite: Suite, *, datasets: Path | None, limit: int | None) -> Plan:
     """Find the suite's tasks and open their data.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def open_mirror(directory: Path | None) -> Mirror | None:
 
 def fetch_command(dataset: str, directory: Path | str = "DIR") -> str:
     """The command that puts a data set of the hub into a mirror."""
-    return f"hf download --repo-type dataset {dataset} --local-dir {directory}/{dataset}"
+    return f"hf download --repo-type dataset {dataset} --local-dir {shlex.quote(f'{directory}/{dataset}')}"
 
 
 def changes(config: dict[str, Any], shots: int, mirror: Mirror) -> dict[str, Any]:
@@ -146,15 +147,13 @@ def unwritable_cache(error: BaseException) -> str | None:
     """What to say where the `datasets` library cannot write what it makes of files; None for any other error."""
     import datasets
 
-    if isinstance(error, OSError) and error.errno in (
-        errno.EACCES,
-        errno.EPERM,
-        errno.EROFS,
-        errno.ENOSPC,
-        errno.EDQUOT,
-    ):
-        where = error.filename or datasets.config.HF_DATASETS_CACHE
-        return f"{where}: {error.strerror}; set HF_DATASETS_CACHE to a directory that can be written"
+    if not isinstance(error, OSError):
+        return None
+    cache = Path(datasets.config.HF_DATASETS_CACHE)
+    place = Path(error.filename) if isinstance(error.filename, str) else None
+    refused = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+    if error.errno in refused or (place is not None and (place == cache or cache in place.parents)):
+        return f"{place or cache}: {error.strerror}; set HF_DATASETS_CACHE to a directory that can be written"
     return None
 
 

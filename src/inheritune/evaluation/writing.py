@@ -52,14 +52,17 @@ def write_tasks(planned: Plan, directory: Path) -> str:
     foreign = next((name for name in files if name not in before and (directory / name).exists()), None)
     if foreign is not None:
         raise Refused(f"--write_tasks {directory}: holds a {foreign} that was not written by it; give a new directory")
-    directory.mkdir(parents=True, exist_ok=True)
-    # Before anything else, so that files of a call that was killed are known as well.
-    write_json(directory / WRITTEN, sorted({*before, *files}))
-    for name in before:
-        (directory / name).unlink(missing_ok=True)
-    for name, text in files.items():
-        write_atomic(directory / name, text)
-    write_json(directory / WRITTEN, sorted(files))
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        # Before anything else, so that files of a call that was killed are known as well.
+        write_json(directory / WRITTEN, sorted({*before, *files}))
+        for name in before:
+            (directory / name).unlink(missing_ok=True)
+        for name, text in files.items():
+            write_atomic(directory / name, text)
+        write_json(directory / WRITTEN, sorted(files))
+    except OSError as error:
+        raise Refused(f"--write_tasks {directory}: cannot be written ({error.strerror}); give another") from error
     names = ",".join(name for name in planned.lines if planned.tasks_of(name))
     words = ["lm_eval", "run", "--include_path", str(directory), "--tasks", names]
     return shlex.join([*words, *(["--samples", str(directory / SAMPLES)] if chosen else [])])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -108,7 +109,7 @@ def evaluate(
     directory = out if out is not None else Path(runs[0]) if len(models) == len(runs) == 1 else Path("runs/evaluation")
     kept = directory / RECORD
     with lock(kept):
-        for line in (*left_out, *(f"  {gap.name} is left out: {gap.reason}" for gap in planned.gaps)):
+        for line in (*left_out, *(f"  {gap}" for gap in planned.gaps_in_words())):
             console.line(line)
         with contextlib.closing(one_by_one(chosen, kept, console.line)) as found:
             total = len(chosen)
@@ -152,7 +153,11 @@ def write_tasks(suite: str, directory: Path, *, datasets: Path | None = None, li
     from inheritune.evaluation.evaluating import plan
     from inheritune.evaluation.writing import write_tasks as write
 
-    return write(plan(parse_suite(suite), datasets=datasets, limit=limit), directory)
+    planned, console = plan(parse_suite(suite), datasets=datasets, limit=limit), Console()
+    command = write(planned, directory)
+    for line in planned.gaps_in_words():
+        console.line(f"  {line}")
+    return command
 
 
 def _check(
@@ -200,13 +205,14 @@ def _judged(evaluation: Evaluation, *, published: bool) -> Evaluation:
 def _gathered(new: Evaluation, directory: Path, console: Console) -> Evaluation:
     """With what the directory's record has from before."""
     path = directory / f"{RECORD}.json"
+    if not path.exists():
+        return new
     try:
-        record = read_json(path)
-        if record is None:
-            return new
-        earlier = Evaluation.of(record)
-    except (Failed, ValueError, TypeError, KeyError, AttributeError):
-        console.line(f"  {path} could not be read; it is written anew")
+        earlier = Evaluation.of(read_json(path))
+    except (Failed, ValueError, TypeError, KeyError, AttributeError):  # damaged, or of another version
+        aside = next(p for n in itertools.count(1) if not (p := path.with_name(f"{path.name}.unread-{n}")).exists())
+        path.rename(aside)
+        console.line(f"  {path} could not be read; it is kept as {aside.name}, and written anew")
         return new
     return _judged(gather(earlier, new), published=bool(new.published or earlier.published))
 

@@ -14,7 +14,7 @@ def gather(earlier: Evaluation, new: Evaluation) -> Evaluation:
 
     Of models the record keeps the new ones with what is known of the same ones (name and fingerprint) from before; and
     of runs that are the same runs still, the models that the call was not about, such as controls beside checkpoints.
-    Of lines it keeps the new one, unless the earlier one is whole and the new one is not.
+    Of lines it keeps the new one, unless the earlier one is whole and the new one is not, or is of more rows.
 
     Args:
         earlier: the record that is there.
@@ -78,8 +78,8 @@ def _lines(earlier: Evaluation, new: Evaluation, kept: set[str]) -> tuple[Line, 
 
 
 def _tells_more(line: Line, other: Line) -> bool:
-    """Whether one line is whole, or scored at all, and the other is not."""
-    return (line.whole, bool(line.tasks)) > (other.whole, bool(other.tasks))
+    """Whether one line is whole, or scored at all, and the other is not; or is of more rows."""
+    return (line.whole, bool(line.tasks), line.rows) > (other.whole, bool(other.tasks), other.rows)
 
 
 def _rows(line: Line) -> tuple[Any, ...]:
