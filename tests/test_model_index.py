@@ -11,7 +11,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard, metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from inheritune.errors import Refused
 from inheritune.report import card_with_results, markdown_evaluation, model_index
@@ -293,6 +293,7 @@ PIECES = st.lists(
 
 @settings(deadline=None, max_examples=150)
 @given(PIECES, st.booleans())
+@example(["## Evaluation\n", "```\n", "```\n", "---\n"], False)  # a rule below code, which is no heading
 def test_twice_gives_the_same_as_once(pieces: list[str], ended: bool) -> None:
     text = "".join(pieces) if ended else "".join(pieces).rstrip("\n")
     found = evaluation([line()], {"a": {"piqa": score(0.7)}})

@@ -214,9 +214,10 @@ def _with_section(text: str, section: str, ending: str) -> str:
 
 def _headings(lines: list[str]) -> tuple[list[tuple[int, int, str]], str]:
     """Each heading's line, level, and text without what may close it; and the fence of code that nothing ends."""
-    found, fence = [], ""
+    found, fence, paragraph = [], "", False
     for place, line in enumerate(lines):
-        text = line.rstrip("\r\n")
+        text, after_text = line.rstrip("\r\n"), paragraph
+        paragraph = False
         if mark := re.match(r" {0,3}(`{3,}|~{3,})(.*)", text):
             if not fence:
                 fence = mark[1]
@@ -226,6 +227,8 @@ def _headings(lines: list[str]) -> tuple[list[tuple[int, int, str]], str]:
             continue
         elif title := re.match(r" {0,3}(#{1,6})(?:[ \t]+(.*?))??(?:[ \t]+#+)?[ \t]*$", text):
             found.append((place, len(title[1]), f"{title[1]} {title[2] or ''}"))
-        elif place and re.fullmatch(r" {0,3}(=+|-+)[ \t]*", text) and lines[place - 1].strip():
+        elif after_text and re.fullmatch(r" {0,3}(=+|-+)[ \t]*", text):  # elsewhere it is a rule, or nothing
             found.append((place - 1, 1 if "=" in text else 2, lines[place - 1].strip()))
+        else:
+            paragraph = bool(text.strip())
     return found, fence
