@@ -83,9 +83,7 @@ class TaskScores:
         Raises:
             ValueError, TypeError, KeyError: it is no such record, or one of another format.
         """
-        known = _read(record)
-        if known.pop("format", None) != FORMAT:
-            raise ValueError("a record of another format")
+        known = _known(record)
         known["rows"] = tuple(Row(**row) for row in known["rows"])
         return cls(**known)
 
@@ -294,9 +292,7 @@ class Evaluation:
         Raises:
             ValueError, TypeError, KeyError: it is no such record, or one of another format.
         """
-        known = _read(record)
-        if known.pop("format", None) != FORMAT:
-            raise ValueError("a record of another format")
+        known = _known(record)
         known["lines"] = tuple(Line(**line | {"tasks": tuple(line["tasks"])}) for line in known["lines"])
         known["models"] = tuple(Model(**model) for model in known["models"])
         known["scores"] = {
@@ -317,6 +313,18 @@ def _finite(value: float | None) -> float | None:
 
 _INFINITE = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 """Perplexities may be beyond every number, and JSON has no word for that: these texts stand for them."""
+
+
+def _known(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record's values as they were before it was written.
+
+    Raises:
+        ValueError: it is of another format.
+    """
+    known: dict[str, Any] = _read(record)
+    if known.pop("format", None) != FORMAT:
+        raise ValueError("a record of another format")
+    return known
 
 
 def _written(value: Any) -> Any:
