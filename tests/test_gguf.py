@@ -534,7 +534,7 @@ def lost(found: Reference) -> list[str]:
 
 
 LOST: dict[str, tuple[Metadata, str]] = {
-    "rule": ({"tokenizer.ggml.pre": "smollm"}, "it splits text by the rule 'smollm' (tokenizer.ggml.pre)"),
+    "rule": ({"tokenizer.ggml.pre": "viking"}, "it splits text by the rule 'viking' (tokenizer.ggml.pre)"),
     "no rule": ({"tokenizer.ggml.pre": None}, "it does not say by which rule text is split"),
     "special": ({"tokenizer.ggml.eot_token_id": 5}, "tokenizer.ggml.eot_token_id (5) has no place"),
     "size": ({"tokenizer.ggml.tokens": "twice"}, "its vocabulary has 320 tokens, the tokenizer 319"),
@@ -562,6 +562,15 @@ def test_what_is_not_carried_over_is_said(case: str, tmp_path: Path, keys: Metad
         assert words in line
         assert f"{file}: {line}" in [record.getMessage() for record in caplog.records]
     assert (found.tokenizer is None) == (case in ("unknown kind", "none"))
+
+
+@pytest.mark.parametrize("rule", ["smollm", "starcoder"])
+def test_digits_are_taken_one_by_one_where_the_file_says_so(rule: str, tmp_path: Path, keys: Metadata) -> None:
+    file = write(tmp_path / "model.gguf", keys | {"tokenizer.ggml.pre": rule}, weights(), "Q8_0")
+    found = find(str(file))
+    assert not lost(found)
+    split = AutoTokenizer.from_pretrained(found.path).backend_tokenizer.pre_tokenizer.pre_tokenize_str("In  185: 7")
+    assert [piece for piece, _ in split] == ["In", "ĠĠ", "1", "8", "5", ":", "Ġ", "7"]
 
 
 def test_special_tokens_that_come_otherwise_are_said(words: tuple[list[str], list[str]], keys: Metadata) -> None:

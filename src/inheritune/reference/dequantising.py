@@ -30,6 +30,7 @@ import torch
 import yaml
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from tokenizers.pre_tokenizers import Digits, Sequence
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -48,7 +49,7 @@ from inheritune.run_directory import read_json, write_json
 
 _LOG = logging.getLogger(__name__)
 
-_FORM = 1
+_FORM = 2
 """Of the directories written here; a change of what is in them gets the next number."""
 _MOST_BLOCKS = 1024
 """More than any model has: building as many modules as a number says takes long."""
@@ -63,6 +64,8 @@ _SPECIAL = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
 """Special tokens: their names in files, and in transformers."""
 _GPT2_SPLITS = ("gpt-2", "phi-2", "mpt", "olmo")
 """Words of `tokenizer.ggml.pre` that llama.cpp splits text for by GPT-2's rule, which transformers falls back on."""
+_DIGITS_FIRST = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
+"""Words for which it takes every digit by itself and splits the rest by GPT-2's rule."""
 
 
 @dataclass(frozen=True)
@@ -331,7 +334,11 @@ def _write_tokenizer(inside: Path, header: Header, made: Path) -> list[str]:
         return ["the file holds no tokenizer"]
     try:
         with quiet():
-            AutoTokenizer.from_pretrained(inside, gguf_file=_LINK).save_pretrained(made)
+            built = AutoTokenizer.from_pretrained(inside, gguf_file=_LINK)
+            if _splits_digits_first(header):
+                whole = built.backend_tokenizer
+                whole.pre_tokenizer = Sequence([Digits(individual_digits=True), whole.pre_tokenizer])
+            built.save_pretrained(made)
             tokenizer = AutoTokenizer.from_pretrained(made)
         assert isinstance(tokenizer, PreTrainedTokenizerBase)
         return lost_in(tokenizer, header)
@@ -339,6 +346,13 @@ def _write_tokenizer(inside: Path, header: Header, made: Path) -> list[str]:
         for path in made.glob("*token*"):
             path.unlink()
         return [f"transformers cannot build its tokenizer ({plain(kind)}), so there is none: {one_line(error)}"]
+
+
+def _splits_digits_first(header: Header) -> bool:
+    """Whether the file splits text by a rule that transformers lacks, and that is GPT-2's with digits apart."""
+    pre = header.text("tokenizer.ggml.pre")
+    of_bytes = header.text("tokenizer.ggml.model") == "gpt2"
+    return of_bytes and pre in _DIGITS_FIRST and pre not in gguf_pre_tokenizers()
 
 
 def lost_in(tokenizer: PreTrainedTokenizerBase, header: Header) -> list[str]:
@@ -362,7 +376,8 @@ def lost_in(tokenizer: PreTrainedTokenizerBase, header: Header) -> list[str]:
         if other is not None and other.group(1) not in _SPECIAL:
             found.append(f"{key} ({plain(str(header.metadata[key]))}) has no place in the tokenizer")
     pre = header.text("tokenizer.ggml.pre")
-    if header.text("tokenizer.ggml.model") == "gpt2" and pre not in {*_GPT2_SPLITS, *gguf_pre_tokenizers()}:
+    known = {*_GPT2_SPLITS, *_DIGITS_FIRST, *gguf_pre_tokenizers()}
+    if header.text("tokenizer.ggml.model") == "gpt2" and pre not in known:
         rule = "does not say by which rule text is split" if pre is None else f"splits text by the rule {plain(pre)!r}"
         found.append(f"it {rule} (tokenizer.ggml.pre), the tokenizer by GPT-2's")
     ids = tokenizer("a")["input_ids"]
