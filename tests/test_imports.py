@@ -63,6 +63,7 @@ ALLOWED = {
     "training": "errors config run_directory hardware tracking distributed loss schedule stopping trained scores"
     " reference planning tokens parallel between recomputation objective optimizer checkpoint validation metrics"
     " micro_batch",
+    "probing": "errors config arms run_directory distributed reference surgery tokens metrics training",
     "depth": "errors config run_directory reference planning surgery validation layerwise training",
     "report": "errors run_directory published scores scoring comparison growth result",
 }

@@ -150,7 +150,12 @@ class InheritConfig:
     down), `0-11,25` (these), `every:2` (every second), `last:13`, `first:12+last:1`. Measured on tokens of the training
     set: `influence:13` (the 13 that turn the hidden state most one by one; Men et al. 2024, arXiv 2403.03853) or
     `angular:13` (all but the one contiguous stretch of N - 13 that turns it least; Gromov et al. 2024, arXiv
-    2403.17887)."""
+    2403.17887). `probe:13`: several choices of 13 are trained a little, the better half of them goes on, and so forth,
+    until one is left, by the loss on the development set; `probe:1.5B`: of the most layers that leave at most so many
+    parameters."""
+    probe_tokens: TokenCount | None = None
+    """With `layers: probe:N`, and only then: tokens that its candidates are trained on, all together. Unset: half as
+    many as the target is."""
     init: str = "inherit"
     """What the target starts from: `inherit` (the layers kept, with embeddings, final norm and head), `random` (random
     init), `stack` (the first ceil(n/2) layers repeated, cut to n, with embeddings, final norm and head), or parts

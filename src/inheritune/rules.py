@@ -108,6 +108,7 @@ def impossible(config: Any) -> Iterator[tuple[str, Any, str]]:
         if config.evaluate is not None:
             yield from _by_rules(config.evaluate, _EVALUATE_RULES, "evaluate.")
         yield from _inits(config)
+        yield from _probe(config)
         if config.reference_file is not None and config.reference is None:
             yield "reference_file", config.reference_file, "null where there is no reference that it is a file of"
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.name):
@@ -230,6 +231,19 @@ def _optimizer(recipe: Recipe) -> Iterator[tuple[str, Any, str]]:
         yield "train.offload_optimizer", True, "false with optimizer adamw_8bit; each by itself makes room"
     if train.optimizer == "adamw_8bit" and train.parallel == "fsdp":
         yield "train.parallel", "fsdp", "ddp with optimizer adamw_8bit, whose moments cannot be shared by ranks"
+
+
+def _probe(recipe: Recipe) -> Iterator[tuple[str, Any, str]]:
+    """What is wrong with choosing the layers by training."""
+    inherit = recipe.inherit
+    probed = str(inherit.layers).strip().startswith("probe:")
+    if inherit.probe_tokens is not None and (not probed or inherit.probe_tokens <= 0):
+        allowed = "a token count above 0, or null" if probed else "null where inherit.layers is no probe:N"
+        yield "inherit.probe_tokens", int(inherit.probe_tokens), allowed
+    if probed and inherit.init != "inherit":
+        yield "inherit.layers", inherit.layers, "no probe:N with inherit.init other than inherit"
+    if probed and recipe.reference is None:
+        yield "inherit.layers", inherit.layers, "no probe:N where there is no reference to inherit from"
 
 
 def _inits(recipe: Recipe) -> Iterator[tuple[str, Any, str]]:

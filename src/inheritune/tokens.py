@@ -204,6 +204,11 @@ class Prepared:
         """Every set that models are measured on: development and validation sets."""
         return [name for name in self.manifest["sets"] if name != "train"]
 
+    def only(self, *names: str) -> Prepared:
+        """The same with these sets alone: what is not there can be neither measured nor waited for."""
+        sets = {name: entry for name, entry in self.manifest["sets"].items() if name in names}
+        return Prepared(self.directory, {**self.manifest, "sets": sets})
+
     @property
     def context_token(self) -> int:
         """What stands before a stream's first token, so that this one too is predicted: end-of-text."""

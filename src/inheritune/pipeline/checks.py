@@ -34,7 +34,15 @@ _FREE_SECTIONS = ("evaluate",)
 """What may be asked for besides, or no more: it is measured on copies of the model, and changes none."""
 _BOUND = ("compute_dtype", "seed")
 """Settings of `train` that records made before any training depend on: the reference's losses, a start's account."""
-_TRAINED = ("metrics.jsonl", "learning_rates", "reference/metrics.jsonl", "reference/model", "rounds", "controls")
+_TRAINED = (
+    "metrics.jsonl",
+    "learning_rates",
+    "probe",
+    "reference/metrics.jsonl",
+    "reference/model",
+    "rounds",
+    "controls",
+)
 """What a run directory holds once a training began."""
 
 
@@ -90,7 +98,14 @@ def same_control(arm: Arm, controls: Iterable[Arm], indices: tuple[int, ...], to
     return first if first != arm else None
 
 
-def check_arms(reference: Reference, chosen: Iterable[tuple[int, ...]], target: Arm, controls: Iterable[Arm]) -> None:
+def check_arms(
+    reference: Reference,
+    chosen: Iterable[tuple[int, ...]],
+    target: Arm,
+    controls: Iterable[Arm],
+    *,
+    found: bool = False,
+) -> None:
     """Plan what target and controls start from: what cannot be made is refused before anything is prepared or written.
 
     Args:
@@ -98,6 +113,7 @@ def check_arms(reference: Reference, chosen: Iterable[tuple[int, ...]], target: 
         chosen: the layers of each target that there may be.
         target: what it starts from.
         controls: what stands beside it.
+        found: whether the layers were found by measuring; a control that takes the same is then left out, not refused.
     """
     chosen, controls = list(chosen), list(controls)
     if any(arm.half_width for arm in controls):
@@ -107,7 +123,7 @@ def check_arms(reference: Reference, chosen: Iterable[tuple[int, ...]], target: 
         for arm in (target, *(arm for arm in controls if not arm.half_width)):
             wanted.setdefault(arm_indices(arm, indices, reference.layers), set()).add(arm.init)
         same = [arm for arm in controls if is_the_target(arm, indices, target, reference.layers)]
-        if same and len(chosen) == 1:
+        if same and len(chosen) == 1 and not found:
             what = f"{same[0].name} takes layers {surgery.spelled(indices)}, as the target does"
             raise Refused(f"controls: {what}; leave it out")
     for indices, inits in wanted.items():
@@ -147,6 +163,7 @@ def check_cut(reference: Reference, indices: tuple[int, ...], inits: Iterable[st
 def check_data(recipe: Recipe, reference: Reference | None, directory: Path) -> None:
     """There is text to train on and text to judge by; shards prepared before are of this reference and this run."""
     data, best, several = recipe.data, recipe.train.export == "best", len(recipe.train.learning_rates) > 1
+    probed = surgery.is_probe(recipe.inherit.layers)
     if data.prepared is not None:
         try:
             prepared = open_prepared(Path(data.prepared))
@@ -168,8 +185,9 @@ def check_data(recipe: Recipe, reference: Reference | None, directory: Path) -> 
             corpus.check_sources(resolved_data(recipe, reference))
     if not judged:
         raise Refused("recipe: nothing to judge by: data.validation_share is 0; raise it, or name data.validation_sets")
-    if (best or several) and not developed:
+    if (best or several or probed) and not developed:
         key = "train.export: best" if best else "train.learning_rate: the best of several"
+        key = f"inherit.layers: {recipe.inherit.layers}" if probed else key
         raise Refused(f"{key} is chosen on a development set; raise data.development_share")
 
 

@@ -25,6 +25,7 @@ Record = dict[str, Any]
 
 _SEQUENCE_LENGTH = 1024
 _BATCH_SEQUENCES = 8
+_NO_PROBE = "layers: {0} trains several choices of layers; put it into a recipe, as inherit.layers, and run that"
 SCAN_POSITIONS = 16_384
 """Positions that a scan scores where nothing else is said. Losses of single tokens spread by about 3 nats, so this many
 say a loss to some 0.02 nats, apart from what documents differ by."""
@@ -99,6 +100,8 @@ def inherit(
     _check_positions(positions)
     found = references.find(reference, revision, trust_remote_code, reference_file)
     indices = surgery.parse_layers(layers, found.layers)
+    if surgery.is_probe(layers):
+        raise Refused(_NO_PROBE.format(layers))
     if data is None and (scan or indices is None):
         what = "the scan" if scan else f"layers: {layers}"
         raise Refused(f"{what} is measured on tokens; give --data, a directory that `inheritune prepare` wrote")
@@ -185,6 +188,8 @@ def scan(
     found = references.find(reference, revision, trust_remote_code, reference_file)
     if layers is not None:
         surgery.parse_layers(layers, found.layers)
+        if surgery.is_probe(layers):
+            raise Refused(_NO_PROBE.format(layers))
     prepared = _prepared(data, found)
     length = _scan_length(found, prepared, sequence_length)
     record = _scan(

@@ -21,7 +21,11 @@ _NAME = "layer_choice.json"
 _EARLIER = "influence.json"
 """What runs wrote that were begun by a version without `angular`."""
 _MOST_TOKENS = 65_536
-_SAID = {"influence": "the blocks of the greatest influence", "angular": "outside the stretch that turns least"}
+_SAID = {
+    "influence": "the blocks of the greatest influence",
+    "angular": "outside the stretch that turns least",
+    surgery.PROBE: "the best of the candidates",
+}
 
 
 def read(run: Path) -> Record | None:
@@ -51,11 +55,32 @@ def choice_record(
         As `record_of`.
     """
     asked = surgery.measured(word, reference.layers)
+    turning = measured_turning(
+        reference,
+        tokens,
+        sequence_length=sequence_length,
+        batch_sequences=batch_sequences,
+        compute=compute,
+        device=device,
+    )
+    return record_of(turning, asked, tokens.name)
+
+
+def measured_turning(
+    reference: Reference,
+    tokens: TokenSet,
+    *,
+    sequence_length: int,
+    batch_sequences: int,
+    compute: str,
+    device: torch.device,
+) -> layerwise.Turning:
+    """What a reference's blocks do to the hidden state of the beginning of a set."""
     model, dtype = loaded(reference, compute, device)
     batches = layerwise.first_batches(
         tokens, sequence_length=sequence_length, batch_sequences=batch_sequences, most_tokens=_MOST_TOKENS
     )
-    return record_of(layerwise.measure_turning(model, batches, dtype=dtype), asked, tokens.name)
+    return layerwise.measure_turning(model, batches, dtype=dtype)
 
 
 def record_of(turning: layerwise.Turning, asked: tuple[str, int], set_name: str) -> Record:

@@ -234,7 +234,7 @@ class Models:
             progress=lambda progress: run.console.progress(progress, later),
             world=run.world,
             document_mask=recipe.data.document_mask,
-            teacher=self._teacher(training.config),
+            teacher=self.teacher(training.config),
             run_name=f"{recipe.name}/{training.name}",
             run_config=recipes.as_dict(recipe),
             watch=training.watch(training.config) if training.watch is not None else None,
@@ -376,7 +376,7 @@ class Models:
             copy=lambda weights: self.with_weights(training, weights),
         )
 
-    def _teacher(self, config: TrainConfig) -> PreTrainedModel | None:
+    def teacher(self, config: TrainConfig) -> PreTrainedModel | None:
         """The model to learn from, if the objective is distillation."""
         if config.objective.distill is None or self.run.reference is None:
             return None

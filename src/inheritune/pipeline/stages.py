@@ -18,7 +18,7 @@ from inheritune.distributed import World, joined, lost_rank
 from inheritune.errors import Failed, InherituneError, Interrupted, Refused
 from inheritune.growth import Growth
 from inheritune.parallel import check_ranks
-from inheritune.pipeline import checks, data, evaluating, layer_choice, resuming
+from inheritune.pipeline import checks, data, evaluating, layer_choice, probing, resuming
 from inheritune.pipeline.growing import Growing
 from inheritune.pipeline.models import Models, Training, for_arm
 from inheritune.pipeline.outcome import finish, show, trained
@@ -153,6 +153,8 @@ class _Stages:
             run.indices = surgery.parse_layers(recipe.inherit.layers, run.reference.layers)
             if run.indices is not None:
                 checks.check_arms(run.reference, [run.indices], run.target, run.controls)
+            elif surgery.is_probe(recipe.inherit.layers):
+                probing.check(recipe, run.reference)
         references.check_sequence_length(run.reference, recipe.data.sequence_length)
         if run.reference.tokenizer is None and recipe.data.prepared is None:
             raise Refused(f"{recipe.reference}: has no tokenizer, so text cannot be prepared; give data.prepared")
@@ -204,6 +206,8 @@ class _Stages:
         else:
             if run.reference is not None:
                 reference = run.reference
+                if surgery.is_probe(run.recipe.inherit.layers):
+                    probing.probed(run, self._models, reference, prepared)
                 run.indices = run.world.on_main(lambda: self._inherit(reference, prepared))
             if until != "inherit":
                 self._train(run.target, prepared, later=self._to_come if until == "report" else 0)
@@ -260,7 +264,7 @@ class _Stages:
             run.indices = tuple(record["layers"])
             run.console.line(f"  {layer_choice.in_words(record)}")
             try:
-                checks.check_arms(reference, [run.indices], run.target, run.controls)
+                checks.check_arms(reference, [run.indices], run.target, run.controls, found=True)
             except Refused as error:
                 raise Failed(f"{error} (these are the layers that {word} found)") from error
         return run.indices

@@ -19,13 +19,14 @@ from inheritune.surgery.cut import Cut, TensorRecord, account, lineage, plan_cut
 from inheritune.surgery.directory import check_free, inherit
 from inheritune.surgery.growing import grow
 from inheritune.surgery.initial import parts, random_like, start, tensor_records
-from inheritune.surgery.layers import MEASURES, kept, measured, parse_layers, spelled
+from inheritune.surgery.layers import MEASURES, PROBE, is_probe, kept, measured, parse_layers, spelled
 from inheritune.surgery.narrow import half_width, half_width_config
 from inheritune.surgery.proof import prove
 from inheritune.surgery.saving import save, verify_saved
 
 __all__ = [
     "MEASURES",
+    "PROBE",
     "Cut",
     "TensorRecord",
     "account",
@@ -36,6 +37,7 @@ __all__ = [
     "half_width",
     "half_width_config",
     "inherit",
+    "is_probe",
     "kept",
     "lineage",
     "measured",

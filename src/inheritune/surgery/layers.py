@@ -11,7 +11,9 @@ Indices = tuple[int, ...]
 
 MEASURES = ("influence", "angular")
 """Words for layers that are chosen by what a reference does with tokens (see `layerwise`)."""
-FORMS = "13 (the first 13), half, first:12+last:1, last:13, every:2, 0-11,25, influence:13, angular:13"
+PROBE = "probe"
+"""The word for layers that are chosen by training several choices a little (see `probing`)."""
+FORMS = "13 (the first 13), half, first:12+last:1, last:13, every:2, 0-11,25, influence:13, angular:13, probe:13"
 """Every form that a word for layers can have, by example."""
 
 
@@ -20,7 +22,7 @@ def parse_layers(layers: int | str, total: int) -> Indices | None:
 
     Forms, joined by `+`: `N` or `first:N` (the first N), `half` (of `total`, rounded down), `last:N`, `every:K` (0, K,
     2K, ...), and indices such as `0-11,25` (both ends included). What needs tokens stands alone: `influence:N`,
-    `angular:N`.
+    `angular:N`, `probe:N`.
 
     Args:
         layers: the word; a number is how many of the first layers.
@@ -30,6 +32,8 @@ def parse_layers(layers: int | str, total: int) -> Indices | None:
         Refused: not such a word, out of range, a layer twice, or out of order.
     """
     word = re.sub(r"\s+", "", str(layers))
+    if is_probe(word):  # its N may be a number of parameters
+        return None
     if word.startswith(tuple(f"{measure}:" for measure in MEASURES)):
         measured(word, total)
         return None
@@ -45,15 +49,20 @@ def parse_layers(layers: int | str, total: int) -> Indices | None:
 
 
 def measured(layers: int | str, total: int) -> tuple[str, int]:
-    """The measure and the N of a word that needs tokens: `influence:N` or `angular:N`.
+    """The word before the colon and the N of one that needs tokens, such as `angular:N`.
 
     Raises:
         Refused: N is no number from 1 to `total`.
     """
     word = re.sub(r"\s+", "", str(layers))
     measure, _, count = word.partition(":")
-    assert measure in MEASURES, word
+    assert measure in (*MEASURES, PROBE), word
     return measure, _number(count, word, total)
+
+
+def is_probe(layers: int | str) -> bool:
+    """Whether a word has its layers chosen by training: `probe:N`."""
+    return str(layers).strip().startswith(f"{PROBE}:")
 
 
 def spelled(indices: Indices) -> str:

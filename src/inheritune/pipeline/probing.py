@@ -1,0 +1,178 @@
+"""`layers: probe:N` in a run: which candidates there are, and their training before the target's."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from inheritune import layerwise, surgery
+from inheritune.config import InheritConfig, Recipe, TokenCount
+from inheritune.errors import Failed, Refused
+from inheritune.pipeline import layer_choice
+from inheritune.pipeline.models import Models
+from inheritune.pipeline.shared import Run
+from inheritune.probing import MOST_OF_A_COUNT, Candidate, Probe, candidates, folder, in_words, least_tokens, rungs
+from inheritune.reference import Reference
+from inheritune.run_directory import read_json, write_json
+from inheritune.tokens import Prepared, TrainingBlocks
+
+Record = dict[str, Any]
+
+_FOLDER = "probe"
+_SHARE = 2
+"""The target's tokens divided by this are what candidates are trained on together, if the recipe does not say."""
+
+
+def check(recipe: Recipe, reference: Reference) -> None:
+    """Refuse a probe of which nothing can come, before anything is prepared.
+
+    Raises:
+        Refused: no such number of layers, no candidate that can be cut, a budget that is too small.
+    """
+    count = layers_asked(recipe.inherit, reference)
+    if not possible(reference, candidates(reference.layers, [count])):
+        surgery.plan_cut(reference, tuple(range(count)))  # says why
+        raise Refused(f"inherit.layers: {recipe.inherit.layers}: no choice of {count} layers can be cut")
+    budget, least = recipe.inherit.probe_tokens, least_tokens(MOST_OF_A_COUNT, _step_tokens(recipe))
+    if budget is not None and budget < least:
+        what = f"{budget:,} tokens are not enough for {MOST_OF_A_COUNT} candidates to take a step in every rung"
+        raise Refused(f"inherit.probe_tokens: {what}; give {least:,} or more")
+
+
+def layers_asked(inherit: InheritConfig, reference: Reference) -> int:
+    """The N of `probe:N`; of `probe:90M` the most layers that leave no more parameters than that.
+
+    Raises:
+        Refused: there is no such N.
+    """
+    word = str(inherit.layers)
+    size = word.partition(":")[2].strip()
+    if size.isdigit():
+        return surgery.measured(word, reference.layers)[1]
+    try:
+        most = int(TokenCount(size))
+    except ValueError:
+        forms = f"probe:N with 1 to {reference.layers} layers, or with the most parameters, such as probe:1.5B"
+        raise Refused(f"layers: {word!r} is not possible; give {forms}") from None
+    low, high = 0, reference.layers  # low layers fit, more than high do not
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = surgery.plan_cut(reference, tuple(range(middle))).parameters <= most
+        low, high = (middle, high) if fits else (low, middle - 1)
+    if low == 0:
+        least = surgery.plan_cut(reference, (0,)).parameters
+        raise Refused(f"layers: {word!r} is not possible: one layer of {reference.source} has {least:,} parameters")
+    return low
+
+
+def possible(reference: Reference, among: Iterable[Candidate]) -> list[Candidate]:
+    """Those that can be cut from the reference."""
+    found = []
+    for one in among:
+        try:
+            surgery.plan_cut(reference, one.layers)
+        except Refused:
+            continue
+        found.append(one)
+    return found
+
+
+def probed(run: Run, models: Models, reference: Reference, prepared: Prepared) -> tuple[int, ...]:
+    """The layers that a probe chooses, as recorded or found now; with several ranks a collective call."""
+    record = run.world.on_main(lambda: layer_choice.read(run.directory))
+    if record is None:
+        run.console.stage("Probing which layers to inherit")
+        probe = _probe(run, models, reference, prepared)
+        found = probe.run()
+        run.console.line(f"  {in_words(found)}")
+        record = run.world.on_main(lambda: _record(run, found))
+    return tuple(record["layers"])
+
+
+def _record(run: Run, found: Record) -> Record:
+    """Note what was chosen and what it cost; nothing of it is needed any more but the records."""
+    costs = {name: found[name] for name in ("seconds", "tokens", "flops")}
+    run.note("probe", {**costs, "candidates": len(found["candidates"])})
+    record = {"measure": surgery.PROBE, "layers": found["layers"], "tokens": found["tokens"], "set": "train"}
+    record = {**record, **_measured(run), "probe": found}
+    layer_choice.write(run.directory, record)
+    shutil.rmtree(run.directory / _FOLDER / "starts", ignore_errors=True)
+    return record
+
+
+def _measured(run: Run) -> Record:
+    """What the blocks do to the hidden state, as the candidates of that kind were chosen by."""
+    held = read_json(run.directory / _FOLDER / "turning.json")
+    return {name: held[name] for name in ("influence", "angular")} if held is not None else {}
+
+
+def _probe(run: Run, models: Models, reference: Reference, prepared: Prepared) -> Probe:
+    recipe = run.recipe
+    training = TrainingBlocks(
+        prepared.set("train"), recipe.data.sequence_length, recipe.data.passes, recipe.train.batch_sequences, 0
+    )
+    steps = min(training.steps, recipe.train.max_steps or training.steps)
+    step_tokens = _step_tokens(recipe)
+    found = run.world.on_main(lambda: _candidates(run, reference, prepared))
+    least = least_tokens(len(found), step_tokens)
+    budget = recipe.inherit.probe_tokens or max(steps * step_tokens // _SHARE, least)
+    longest = max((rung.steps for rung in rungs(len(found), budget, step_tokens)), default=0)
+    if longest > steps:
+        what = f"with {budget:,} tokens the last candidates are trained for {longest} steps, the target for {steps}"
+        raise Failed(f"inherit.probe_tokens: {what}; give fewer, or train the target longer")
+    run.console.line(f"  {len(found)} candidates, {budget:,} tokens of training in all")
+
+    def start(candidate: Candidate) -> PreTrainedModel:
+        out = run.directory / _FOLDER / "starts" / folder(candidate)
+
+        def make() -> None:
+            if not out.exists():
+                surgery.inherit(reference, candidate.layers, out)
+
+        run.world.on_main(make)
+        return models.loaded(out)
+
+    return Probe(
+        candidates=found,
+        prepared=prepared,
+        config=recipe.train,
+        tokens=budget,
+        directory=run.directory / _FOLDER,
+        sequence_length=recipe.data.sequence_length,
+        passes=recipe.data.passes,
+        start=start,
+        report=run.console.line,
+        progress=run.console.progress,
+        world=run.world,
+        document_mask=recipe.data.document_mask,
+        teacher=lambda: models.teacher(recipe.train),
+    )
+
+
+def _candidates(run: Run, reference: Reference, prepared: Prepared) -> list[Candidate]:
+    """The choices that can be cut, with those that are measured on tokens of the training set."""
+    count = layers_asked(run.recipe.inherit, reference)
+    path = run.directory / _FOLDER / "turning.json"
+    held = read_json(path)
+    if held is None:
+        run.console.line("  measuring what the blocks do to the hidden state")
+        turning = layer_choice.measured_turning(
+            reference,
+            prepared.set("train"),
+            sequence_length=run.recipe.data.sequence_length,
+            batch_sequences=run.measured_at_once,
+            compute=run.recipe.train.compute_dtype,
+            device=run.world.device,
+        )
+        chosen = {f"{name}:{count}": layerwise.choose(turning, name, count) for name in surgery.MEASURES}
+        held = {"chosen": chosen, "influence": list(turning.influence), "angular": turning.stretches()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, held)
+    return possible(reference, candidates(reference.layers, [count], held["chosen"]))
+
+
+def _step_tokens(recipe: Recipe) -> int:
+    return recipe.train.batch_sequences * recipe.data.sequence_length
