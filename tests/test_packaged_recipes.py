@@ -18,12 +18,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from inheritune.corpus import check_sources
-from inheritune.planning import matrix_parameters
+from inheritune.planning import matrix_parameters, training_flops_per_token
 from inheritune.recipe import load_recipe, packaged_recipes
 from inheritune.surgery import cut_config
 
 SYSTEMS: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "systems.json").read_text(encoding="utf-8"))
 LOW_DATA = [name for name in SYSTEMS if not name.startswith("gpt2")]
+SMOLLM2 = ["smollm2", "smollm2_gpu"]
 A6000_FLOPS_A_SECOND = 155e12
 """Dense, bfloat16, at its peak."""
 
@@ -79,7 +80,8 @@ def added_up(name: str, layers: int, *, built: bool = False) -> int:
 
 def test_there_is_a_recipe_for_each_system() -> None:
     assert len(SYSTEMS) == 10
-    assert sorted([*SYSTEMS, "demo", "demo_reference", "growth_demo"]) == packaged_recipes()
+    others = ["demo", "demo_reference", "growth_demo", *SMOLLM2]
+    assert sorted([*SYSTEMS, *others]) == packaged_recipes()
     for name, system in SYSTEMS.items():
         recipe = load_recipe(name)
         assert recipe.reference == system["reference"]
@@ -180,3 +182,58 @@ def test_a_recipe_s_sequences_and_batches_fit(name: str) -> None:
     assert recipe.data.sequence_length <= positions
     assert recipe.train.micro_batch_sequences != "auto"
     assert recipe.train.batch_sequences % recipe.train.micro_batch_sequences == 0
+
+
+# ---- the real model that a laptop can train
+
+
+def smollm2_config() -> PretrainedConfig:
+    """SmolLM2-135M's shape, as its config on the hub gives it."""
+    return AutoConfig.for_model(
+        "llama",
+        vocab_size=49_152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+    )
+
+
+@pytest.mark.parametrize("name", SMOLLM2)
+def test_smollm2_s_recipes_keep_the_poster_s_own_half(name: str) -> None:
+    recipe, whole = load_recipe(name), smollm2_config()
+    assert (recipe.reference, recipe.inherit.layers) == ("HuggingFaceTB/SmolLM2-135M", "half")
+    assert recipe.controls == ["random", "cut"]
+    target = without_memory(cut_config(whole, tuple(range(15))))
+    assert (parameters(without_memory(whole)), parameters(target)) == (134_515_008, 81_413_568)
+    assert "30 layers, 135M parameters; its first 15 layers: 81M" in comment(name)
+    assert "--inherit.layers probe:15" in comment(name)
+    check_sources(recipe.data)
+
+
+def test_smollm2_s_steps_are_what_the_comments_state() -> None:
+    for name in SMOLLM2:
+        data, train = load_recipe(name).data, load_recipe(name).train
+        assert data.tokens is not None
+        step = train.batch_sequences * data.sequence_length
+        steps = -(-(data.tokens // data.sequence_length * data.passes) // train.batch_sequences)
+        text = (resources.files("inheritune") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+        assert f"{step:,} tokens a step, {steps:,} steps" in text
+
+
+def test_smollm2_on_a_gpu_stays_within_a_hundredth_of_the_outside_baseline_s_tokens() -> None:
+    data = load_recipe("smollm2_gpu").data
+    assert data.tokens is not None
+    trained = data.tokens * data.passes
+    assert trained <= 0.01 * 30.6e9
+    model = without_memory(cut_config(smollm2_config(), tuple(range(15))))
+    flops = training_flops_per_token(model, data.sequence_length) * trained
+    said = comment("smollm2_gpu")
+    assert (
+        f"{flops / 1e17:.1f}e17 FLOPs a model, {flops / (0.4 * 312e12) / 60:.0f} minutes at 40% of an A100's peak"
+        in said
+    )
+    assert f"{16 * parameters(model) / 1e9:.1f} GB for weights" in said
