@@ -463,13 +463,37 @@ def test_inherit_from_a_file(file: Path, tmp_path: Path, capfd: pytest.CaptureFi
     sha256 = dequantising._sha256(file)
     for place in (record, record["lineage"], model.config.inheritune):
         assert place["dequantised_from"] == "Q4_1"
-        assert place["gguf"] == {"file": file.name, "sha256": sha256}
+        assert place["gguf"] == {"file": file.name, "sha256": sha256, "dtype": "float32"}
     assert account_of(record)["layers"].endswith("; the reference dequantised from Q4_1")
     card = (out / "README.md").read_text()
     assert f"- Its weights were dequantised from Q4_1, to float32: the GGUF file {file.name} (SHA-256 {sha256})" in card
     assert "license: apache-2.0" in card
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in out.iterdir()}
     assert len(set(modes.values())) == 1, modes
+
+
+def test_a_file_is_dequantised_to_bfloat16_if_that_is_asked_for(file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "half"
+    words = ["inherit", str(file), "--layers", "0,2", "--reference_dtype", "bfloat16", "--out", str(out)]
+    assert main(words) == 0
+    model = AutoModelForCausalLM.from_pretrained(out)
+    plain = expected(weights(), "Q4_1")
+    for name, tensor in model.state_dict().items():
+        source = name.replace("layers.1.", "layers.2.").replace("lm_head", "model.embed_tokens")
+        assert content(tensor) == content(plain[source].to(torch.bfloat16)), name
+    assert "dequantised from Q4_1, to bfloat16: the GGUF file" in (out / "README.md").read_text()
+    both = {dtype: find(str(file), reference_dtype=dtype) for dtype in ("float32", "bfloat16")}
+    assert {dtype: found.dtype for dtype, found in both.items()} == {dtype: dtype for dtype in both}
+    assert both["float32"].path != both["bfloat16"].path
+    assert describe(both["bfloat16"])["gguf"]["dtype"] == "bfloat16"
+
+
+def test_what_is_no_gguf_file_keeps_its_dtype(llama_directory: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "small"
+    words = ["inherit", str(llama_directory), "--layers", "2", "--reference_dtype", "bfloat16", "--out", str(out)]
+    assert main(words) == 2
+    assert "reference_dtype: no GGUF file" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_a_file_that_was_never_quantised_is_called_so(tmp_path: Path, keys: Metadata) -> None:
@@ -481,13 +505,15 @@ def test_a_file_that_was_never_quantised_is_called_so(tmp_path: Path, keys: Meta
     assert "dequantised from" not in card
 
 
-def test_a_run_from_a_file_goes_on_and_is_found_again(file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_a_run_from_a_file_goes_on_and_is_found_again(file: Path, dtype: str | None, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("\n\n".join(f"the {number} boats came in with the tide" * 3 for number in range(300)))
     values = {
         "name": "tiny",
         "reference": str(file.parent),
         "reference_file": file.name,
+        "reference_dtype": dtype,
         "data": {
             "sources": [{"path": str(text), "document_separator": "\n\n"}],
             "tokens": 4000,
@@ -511,7 +537,8 @@ def test_a_run_from_a_file_goes_on_and_is_found_again(file: Path, tmp_path: Path
     assert "dequantised from Q4_1" in (run / "report.html").read_text()
     same = recorded_reference(run, reference=None, revision=None, trust_remote_code=False)
     assert same is not None
-    assert same.source == str(file)
+    assert (same.source, same.dtype) == (str(file), dtype or "float32")
+    assert AutoModelForCausalLM.from_pretrained(run / "model").dtype == same.torch_dtype
     file.unlink()
     with pytest.raises(Refused, match=re.escape(file.name)):
         recorded_reference(run, reference=None, revision=None, trust_remote_code=False)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from inheritune import __version__
 from inheritune.errors import InherituneError, Interrupted, Refused
@@ -271,6 +271,12 @@ def _inherit(words: list[str]) -> None:
         "--reference_file", type=str | None, default=None, help="of a hub id or a directory, its GGUF file to take"
     )
     parser.add_argument(
+        "--reference_dtype",
+        type=Literal["float32", "bfloat16"] | None,
+        default=None,
+        help="of a GGUF file, what it is dequantised to (default: float32)",
+    )
+    parser.add_argument(
         "--trust_remote_code", type=bool, default=False, help="whether code of the reference may be run"
     )
     given = _plain(parser, words)
@@ -294,7 +300,7 @@ def _inherit(words: list[str]) -> None:
     _quiet()
     from inheritune import pipeline
 
-    shared = ("sequence_length", "revision", "reference_file", "trust_remote_code")
+    shared = ("sequence_length", "revision", "reference_file", "reference_dtype", "trust_remote_code")
     common = {name: getattr(given, name) for name in shared}
     if positions is not None:
         common["positions"] = None if positions == "all" else int(positions)

@@ -329,9 +329,12 @@ class Recipe:
     name: str = "run"
     """Names the default output directory `runs/NAME`."""
     reference: str | None = None
-    """The large model: a directory, a GGUF file (which is dequantised to float32), a hub id, or `packaged:demo`."""
+    """The large model: a directory, a GGUF file, a hub id, or `packaged:demo`."""
     reference_file: str | None = None
     """Of a hub id or a directory that holds GGUF files: which one is the reference, such as `model.Q4_1.gguf`."""
+    reference_dtype: Literal["float32", "bfloat16"] | None = None
+    """Of a GGUF file: what it is dequantised to. float32 (unset) holds every value as it comes; bfloat16 takes half of
+    the room, in memory and in the target's files, and rounds."""
     revision: str | None = None
     """The reference's revision on the hub."""
     trust_remote_code: bool = False

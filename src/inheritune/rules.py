@@ -111,6 +111,8 @@ def impossible(config: Any) -> Iterator[tuple[str, Any, str]]:
         yield from _probe(config)
         if config.reference_file is not None and config.reference is None:
             yield "reference_file", config.reference_file, "null where there is no reference that it is a file of"
+        if config.reference_dtype is not None and config.reference is None:
+            yield "reference_dtype", config.reference_dtype, "null where there is no reference that is a GGUF file"
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.name):
             yield "name", config.name, "letters, digits, '.', '_' and '-': it names a directory"
     elif isinstance(config, DataConfig):

@@ -132,6 +132,7 @@ def _opened(directory: Path) -> Run:
         revision=recipe.revision,
         trust_remote_code=recipe.trust_remote_code,
         reference_file=recipe.reference_file,
+        reference_dtype=recipe.reference_dtype,
     )
     if run.reference is None:
         if recipe.grow is not None:  # it trained its own

@@ -60,6 +60,7 @@ def inherit(
     positions: int | None = SCAN_POSITIONS,
     revision: str | None = None,
     reference_file: str | None = None,
+    reference_dtype: str | None = None,
     trust_remote_code: bool = False,
     console: Console | None = None,
 ) -> Record:
@@ -78,6 +79,7 @@ def inherit(
         positions: how many positions the scan scores (see `scan`).
         revision: of a hub id.
         reference_file: of a hub id or a directory: the GGUF file in it that is the reference.
+        reference_dtype: of a GGUF file: what it is dequantised to, "float32" (None) or "bfloat16".
         trust_remote_code: whether code of the reference may be run.
         console: where progress is shown.
 
@@ -98,7 +100,7 @@ def inherit(
     surgery.check_free(out)
     check_can_be_made(out)
     _check_positions(positions)
-    found = references.find(reference, revision, trust_remote_code, reference_file)
+    found = references.find(reference, revision, trust_remote_code, reference_file, reference_dtype)
     indices = surgery.parse_layers(layers, found.layers)
     if surgery.is_probe(layers):
         raise Refused(_NO_PROBE.format(layers))
@@ -150,6 +152,7 @@ def scan(
     batch_sequences: int = _BATCH_SEQUENCES,
     revision: str | None = None,
     reference_file: str | None = None,
+    reference_dtype: str | None = None,
     trust_remote_code: bool = False,
     console: Console | None = None,
 ) -> Record:
@@ -169,6 +172,7 @@ def scan(
         batch_sequences: sequences a forward pass.
         revision: of a hub id.
         reference_file: of a hub id or a directory: the GGUF file in it that is the reference.
+        reference_dtype: of a GGUF file: what it is dequantised to, "float32" (None) or "bfloat16".
         trust_remote_code: whether code of the reference may be run.
         console: where progress is shown.
 
@@ -185,7 +189,7 @@ def scan(
             raise Refused(f"{out}: a file, not a directory; choose another --out")
         check_can_be_made(out)
     _check_positions(positions)
-    found = references.find(reference, revision, trust_remote_code, reference_file)
+    found = references.find(reference, revision, trust_remote_code, reference_file, reference_dtype)
     if layers is not None:
         surgery.parse_layers(layers, found.layers)
         if surgery.is_probe(layers):

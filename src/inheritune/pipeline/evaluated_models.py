@@ -199,10 +199,9 @@ def _reference(run: Path, settings: Settings) -> Chosen | None:
         Refused: it is not there any more, it changed, or it has no tokenizer.
     """
     recipe = _recipe(run)
-    keys = ("reference", "revision", "reference_file")
-    name, revision, file = (word if isinstance(word := recipe.get(key), str) else None for key in keys)
-    trusted = settings.trust_remote_code
-    found = recorded_reference(run, reference=name, revision=revision, trust_remote_code=trusted, reference_file=file)
+    keys = ("reference", "revision", "reference_file", "reference_dtype")
+    asked = {key: word if isinstance(word := recipe.get(key), str) else None for key in keys}
+    found = recorded_reference(run, trust_remote_code=settings.trust_remote_code, **asked)
     if found is None:
         return None
     if found.tokenizer is None:

@@ -19,6 +19,7 @@ def recorded_reference(
     revision: str | None,
     trust_remote_code: bool,
     reference_file: str | None = None,
+    reference_dtype: str | None = None,
 ) -> Reference | None:
     """The model that a run inherits from, without its weights loaded; None where it has none, or none yet.
 
@@ -31,6 +32,7 @@ def recorded_reference(
         revision: the recipe's.
         trust_remote_code: the recipe's.
         reference_file: the recipe's.
+        reference_dtype: the recipe's.
 
     Raises:
         Refused: it is not there any more, or its weights are others.
@@ -38,6 +40,8 @@ def recorded_reference(
     record = _record(run / "reference.json")
     source, own = record.get("source", reference), run / "reference" / "model"
     file = record.get("reference_file") if record else reference_file  # of a directory's file the source has the path
+    gguf = record.get("gguf")
+    dtype = gguf.get("dtype") if isinstance(gguf, dict) else None if record else reference_dtype
     if reference is None and own.is_dir():  # the record has the path by which the run was called then
         source, revision = str(own), None
     elif isinstance(record.get("source"), str):
@@ -46,7 +50,7 @@ def recorded_reference(
         return None
     if record and revision is None:
         source = _placed(run, str(source))
-    found = references.find(str(source), revision, trust_remote_code, file)
+    found = references.find(str(source), revision, trust_remote_code, file, dtype)
     if record.get("fingerprint", found.fingerprint) != found.fingerprint:
         raise Refused(f"{found.source}: its weights changed since {run} began")
     return found

@@ -142,7 +142,9 @@ class _Stages:
 
     def _find_reference(self, name: str) -> None:
         run, recipe = self._run, self._run.recipe
-        run.reference = references.find(name, recipe.revision, recipe.trust_remote_code, recipe.reference_file)
+        run.reference = references.find(
+            name, recipe.revision, recipe.trust_remote_code, recipe.reference_file, recipe.reference_dtype
+        )
         # the commit that a branch's name stands for now, so that the dumped recipe repeats the run
         run.recipe = dataclasses.replace(recipe, revision=run.reference.revision)
         if recipe.grow is not None:

@@ -1,11 +1,11 @@
 """Dequantising: a GGUF file becomes, once, a plain Hugging Face directory in a cache.
 
 Everything after works from safetensors to safetensors and need not know where they came from. transformers itself reads
-the file, by its `gguf_file` route, into float32: that holds each value as it is dequantised, where bfloat16 would round
-most of them. What is written is read back and compared bit for bit.
+the file, by its `gguf_file` route. float32 holds each value as it is dequantised; bfloat16, for who is short of room,
+rounds most of them. What is written is read back and compared bit for bit.
 
-The directory is `inheritune/gguf/SHA-256 of the file/VERSIONS` in $XDG_CACHE_HOME (else ~/.cache), and is a function of
-these alone: files beside the GGUF file are not looked at. It may be deleted at any time.
+The directory is `inheritune/gguf/SHA-256 of the file/VERSIONS_DTYPE` in $XDG_CACHE_HOME (else ~/.cache), and is a
+function of these alone: files beside the GGUF file are not looked at. It may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -73,11 +73,11 @@ class Dequantised:
     """A GGUF file, and the plain directory that was made of it."""
 
     path: Path
-    """The directory: config, weights in float32, tokenizer."""
+    """The directory: config, weights, tokenizer."""
     sha256: str
     """Of the file, whole."""
     read_by: str
-    """What, beside the file, decided what came of it: versions."""
+    """What, beside the file, decided what came of it: versions, and the dtype."""
     tensors: dict[str, int]
     """How many of the file's tensors are of each type, such as {"Q4_1": 210, "F32": 61}."""
     dequantised_from: str | None
@@ -86,12 +86,13 @@ class Dequantised:
     """What the file says and the directory does not, a line each."""
 
 
-def dequantised(source: str, file: Path) -> Dequantised:
+def dequantised(source: str, file: Path, dtype: torch.dtype = torch.float32) -> Dequantised:
     """The plain directory of a GGUF file: made now, or found as it was made before.
 
     Args:
         source: what errors call the reference.
         file: the GGUF file.
+        dtype: of the weights in the directory.
 
     Raises:
         Refused: the `gguf` package is missing; the file is truncated, damaged, no whole decoder-only language model, or
@@ -104,11 +105,11 @@ def dequantised(source: str, file: Path) -> Dequantised:
         sha256 = _sha256(file)
     except OSError as error:
         raise Refused(f"{source}: cannot be read ({one_line(error)})") from error
-    directory = cache() / sha256 / _versions()
+    directory = cache() / sha256 / f"{_versions()}_{_word(dtype)}"
     record = _record(directory)
     try:
         if record is None:
-            record = _made_alone(source, file, header, directory)
+            record = _made_alone(source, file, header, directory, dtype)
     except OSError as error:
         raise Refused(
             f"{source}: cannot be dequantised into {directory}: {one_line(error)}; mend that, or set XDG_CACHE_HOME"
@@ -221,7 +222,11 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _made_alone(source: str, file: Path, header: Header, directory: Path) -> dict[str, Any]:
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _made_alone(source: str, file: Path, header: Header, directory: Path, dtype: torch.dtype) -> dict[str, Any]:
     """Make a directory while no other process makes one: the ranks of a run all ask for it at once."""
     cache().mkdir(parents=True, exist_ok=True)
     descriptor = os.open(cache() / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -231,7 +236,7 @@ def _made_alone(source: str, file: Path, header: Header, directory: Path) -> dic
         record = _record(directory)
         if record is None:
             shutil.rmtree(scratch, ignore_errors=True)  # what a killed one left
-            record = _make(source, file, header, scratch)
+            record = _make(source, file, header, scratch, dtype)
             shutil.rmtree(directory, ignore_errors=True)
             directory.parent.mkdir(exist_ok=True)
             (scratch / "made").rename(directory)
@@ -251,13 +256,13 @@ def _record(directory: Path) -> dict[str, Any] | None:
     return record if record and sizes == record["files"] else None
 
 
-def _make(source: str, file: Path, header: Header, scratch: Path) -> dict[str, Any]:
+def _make(source: str, file: Path, header: Header, scratch: Path, dtype: torch.dtype) -> dict[str, Any]:
     """Make the directory, as `made` in one that is not there yet."""
     inside, made = scratch / "source", scratch / "made"
     inside.mkdir(parents=True)
     made.mkdir()
     (inside / _LINK).symlink_to(file.absolute())  # by itself: transformers would read configs and adapters beside it
-    _write_model(source, inside, header, made)
+    _write_model(source, inside, header, made, dtype)
     lost = _write_tokenizer(inside, header, made)
     licence = header.text("general.license")
     if licence is not None:
@@ -269,7 +274,7 @@ def _make(source: str, file: Path, header: Header, scratch: Path) -> dict[str, A
     return record
 
 
-def _write_model(source: str, inside: Path, header: Header, made: Path) -> None:
+def _write_model(source: str, inside: Path, header: Header, made: Path, dtype: torch.dtype) -> None:
     """Config and weights, as transformers loads them from the file."""
     with _understood(source):
         with quiet():
@@ -281,17 +286,17 @@ def _write_model(source: str, inside: Path, header: Header, made: Path) -> None:
             f"{source}: damaged or incomplete: its header describes {expected:,} parameters, its tensors hold "
             f"{held:,}; copy it again"
         )
-    free = shutil.disk_usage(made).free
-    if free < 4 * expected:
-        raise OSError(f"{4 * expected / 1e9:.1f} GB are needed, and {free / 1e9:.1f} GB are free")
+    free, needed = shutil.disk_usage(made).free, dtype.itemsize * expected
+    if free < needed:
+        raise OSError(f"{needed / 1e9:.1f} GB are needed, and {free / 1e9:.1f} GB are free")
     _LOG.warning("%s: being dequantised, once, into %s", source, cache())
     with _understood(source):
-        loaded, unfilled = from_gguf(inside, _LINK, config, torch.float32)
+        loaded, unfilled = from_gguf(inside, _LINK, config, dtype)
     if unfilled:
         raise Refused(f"{source}: incomplete: it lacks {unfilled[0]} ({len(unfilled)} such tensors); copy it again")
     with _understood(source), quiet():
         _plain_model(loaded).save_pretrained(made)
-        again: Any = AutoModelForCausalLM.from_pretrained(made, dtype=torch.float32)
+        again: Any = AutoModelForCausalLM.from_pretrained(made, dtype=dtype)
     theirs, ours = loaded.state_dict(), again.state_dict()
     if theirs.keys() != ours.keys() or not all(_same(tensor, ours[name]) for name, tensor in theirs.items()):
         raise Refused(f"{source}: transformers does not load again what it read from the file; give another format")

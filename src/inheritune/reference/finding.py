@@ -146,6 +146,7 @@ def find(
     revision: str | None = None,
     trust_remote_code: bool = False,
     reference_file: str | None = None,
+    reference_dtype: str | None = None,
 ) -> Reference:
     """Find a reference and check it, without loading its weights.
 
@@ -156,6 +157,7 @@ def find(
         revision: of a hub id: branch, tag or commit.
         trust_remote_code: whether code that comes with it may be run.
         reference_file: of a hub id or a directory: the GGUF file in it that is the reference.
+        reference_dtype: of a GGUF file: what it is dequantised to, `float32` (None) or `bfloat16`.
 
     Raises:
         Refused: there is no such model; it has no weights, truncated, incomplete or quantised ones (but for GGUF), or
@@ -164,7 +166,9 @@ def find(
     """
     found = _locate(reference, revision, trust_remote_code, reference_file)
     reference, path, commit = found.source, found.path, found.commit
-    gguf = dequantised(reference, path) if path.is_file() else None
+    if reference_dtype is not None and not path.is_file():
+        raise Refused(f"{reference}: reference_dtype: no GGUF file; its weights stay as they are, so leave this out")
+    gguf = dequantised(reference, path, getattr(torch, reference_dtype or "float32")) if path.is_file() else None
     if gguf is not None:
         path = gguf.path
         for line in gguf.lost:
@@ -271,6 +275,7 @@ def describe(reference: Reference) -> dict[str, Any]:
                 "file": reference.file or Path(reference.source).name,
                 "sha256": gguf.sha256,
                 "read_by": gguf.read_by,
+                "dtype": reference.dtype,
                 "tensors": gguf.tensors,
                 "lost": list(gguf.lost),
             },

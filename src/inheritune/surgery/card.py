@@ -74,5 +74,6 @@ def _gguf_lines(lineage: Record) -> list[str]:
     if "gguf" not in lineage:
         return []
     file, kind = lineage["gguf"], lineage["dequantised_from"]
-    read = f"dequantised from {kind}, to float32" if kind else "read into float32"
+    dtype = file.get("dtype", "float32")  # lineages of an earlier version know no other
+    read = f"dequantised from {kind}, to {dtype}" if kind else f"read into {dtype}"
     return [f"- Its weights were {read}: the GGUF file {file['file']} (SHA-256 {file['sha256']})"]

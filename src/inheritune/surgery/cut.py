@@ -249,7 +249,11 @@ def _origin(reference: Reference) -> Record:
     if reference.gguf is None:
         return {}
     return {
-        "gguf": {"file": reference.file or Path(reference.source).name, "sha256": reference.gguf.sha256},
+        "gguf": {
+            "file": reference.file or Path(reference.source).name,
+            "sha256": reference.gguf.sha256,
+            "dtype": reference.dtype,
+        },
         "dequantised_from": reference.dequantised_from,
     }
 
