@@ -12,8 +12,20 @@ import pytest
 from hypothesis import given, strategies as st
 
 from inheritune import against
-from inheritune.against import Bold, averages, beside_column, beside_published, bold, judge, verdict
-from inheritune.published import BASELINES, NINE, REFERENCE, TABLE2, TARGET, agreement
+from inheritune.against import (
+    PUBLISHED,
+    BesideBaseline,
+    Bold,
+    averages,
+    beside_baseline,
+    beside_column,
+    beside_published,
+    beside_which,
+    bold,
+    judge,
+    verdict,
+)
+from inheritune.published import BASELINES, NINE, OUTSIDE_BASELINES, REFERENCE, TABLE2, TARGET, agreement
 from inheritune.scores import Evaluation, Line, Model, Paired, Role, Score
 from inheritune.scoring import near
 
@@ -320,3 +332,134 @@ def test_what_is_recorded_is_read_back_equal() -> None:
     assert record["lines"]["wsc"] == json.loads(json.dumps(asdict(beside_column(evaluation, lines[0]))))
     assert "2404.08634" in record["source"]
     assert record["figure_1"]["models"]["ours"]["nine"] is None
+
+
+def outside(lines: list[Line], values: dict[str, float], **changes: Any) -> BesideBaseline:
+    """What a model of these scores, each with an error of 0.01, comes to beside the 70M baseline."""
+    found = evaluation_of(lines, {"ours": ("target", values)})
+    models = (replace(found.models[0], **changes),)
+    return beside_baseline(
+        replace(found, models=models, versions={"lm_eval": "0.4.13"}), OUTSIDE_BASELINES["smollm2-70m"]
+    )
+
+
+def whole(task: str, **changes: Any) -> Line:
+    """A whole line of a task that the baseline has, in the metric of the baseline."""
+    score = OUTSIDE_BASELINES["smollm2-70m"].score_of(task)
+    assert score is not None
+    return line_of(task, **{"metric": score.metric, "rows": score.rows, "rows_in_split": score.rows} | changes)
+
+
+def test_the_difference_to_an_outside_score_has_the_error_of_both() -> None:
+    line = outside([whole("winogrande")], {"winogrande": 0.5204}).lines["winogrande"]
+    theirs = math.sqrt(0.5004 * 0.4996 / 1266)
+    assert (line.reason, line.printed) == (None, "50.04")
+    assert line.standard_error == pytest.approx(theirs)
+    found = line.differences["ours"]
+    assert found.value == pytest.approx(0.02)
+    assert found.standard_error == pytest.approx(math.sqrt(0.01**2 + theirs**2))
+
+
+@pytest.mark.parametrize(
+    ("value", "standing"),
+    [
+        (0.5004 + 0.0346, "better"),
+        (0.5004 + 0.0342, "within error"),
+        (0.5004 - 0.0342, "within error"),
+        (0.4658, "worse"),
+    ],
+)
+def test_an_outside_score_is_beaten_by_two_standard_errors(value: float, standing: str) -> None:
+    """The error of both is 0.0172."""
+    found = outside([whole("winogrande")], {"winogrande": value})
+    assert found.lines["winogrande"].differences["ours"].standing == standing
+    assert found.models["ours"].mean.standing == standing
+
+
+def test_the_mean_over_the_tasks_at_hand() -> None:
+    lines = [whole("piqa"), whole("boolq"), line_of("wsc")]
+    found = outside(lines, {"piqa": 0.5484 + 0.03, "boolq": 0.3966 - 0.01, "wsc": 0.9})
+    assert list(found.lines) == ["piqa", "boolq"]
+    assert found.missing == (
+        *("winogrande", "arc_easy", "arc_challenge", "hellaswag", "sciq", "openbookqa", "truthfulqa_mc2", "mmlu"),
+    )
+    mine = found.models["ours"]
+    errors = [found.lines[task].differences["ours"].standard_error or 0.0 for task in ("piqa", "boolq")]
+    assert mine.tasks == ("piqa", "boolq")
+    assert mine.mean.value == pytest.approx(0.01)
+    assert mine.mean.standard_error == pytest.approx(math.sqrt(errors[0] ** 2 + errors[1] ** 2) / 2)
+    assert mine.mean.standing == "within error"  # 0.01 of an error of 0.0102
+
+
+def test_the_share_of_an_outside_baselines_tokens() -> None:
+    values = {"piqa": 0.6}
+    trained = outside([whole("piqa")], values, tokens_trained=306_000_000).models["ours"]
+    assert trained.tokens_trained == 306_000_000
+    assert trained.token_share == pytest.approx(0.01)
+    unknown = outside([whole("piqa")], values).models["ours"]
+    assert (unknown.tokens_trained, unknown.token_share) == (None, None)
+
+
+def test_an_outside_score_is_compared_in_its_own_metric() -> None:
+    """PIQA's is acc_norm, which stands beside the line's acc."""
+    line = whole("piqa", metric="acc")
+    found = evaluation_of([line], {"ours": ("target", {"piqa": 0.9}), "other": ("model", {"piqa": 0.9})})
+    scores = found.scores | {"ours": {"piqa": replace(found.scores["ours"]["piqa"], beside={"acc_norm": (0.6, 0.02)})}}
+    beside = beside_baseline(replace(found, scores=scores), OUTSIDE_BASELINES["smollm2-70m"])
+    assert list(beside.lines["piqa"].differences) == list(beside.models) == ["ours"]
+    assert beside.lines["piqa"].differences["ours"].value == pytest.approx(0.6 - 0.5484)
+    without = beside_baseline(found, OUTSIDE_BASELINES["smollm2-70m"])
+    assert without.lines["piqa"].reason == "other metric: acc here, acc_norm published"
+    assert without.models == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (
+            {"whole": False, "rows": 50, "selection": "the first 50 rows"},
+            "not whole: piqa, the first 50 rows (50 of 1838",
+        ),
+        ({"shots": 5}, "other shots: 5 here, 0 published"),
+        ({"rows": 1837, "rows_in_split": 1837}, "other rows: 1837 here, 1838 published"),
+        ({"tasks": (), "gap": "no data"}, "no scores: no data"),
+    ],
+)
+def test_what_is_of_something_else_is_not_set_beside_an_outside_score(changes: dict[str, Any], reason: str) -> None:
+    found = outside([whole("piqa", **changes)], {"piqa": 0.6})
+    assert (found.lines["piqa"].reason or "").startswith(reason)
+    assert not found.lines["piqa"].differences
+    assert not found.models
+    assert outside([whole("piqa")], {}).lines["piqa"].reason == "no model has a score"
+
+
+def test_a_score_without_an_error_is_beaten_by_nothing() -> None:
+    lines = [whole("piqa"), whole("boolq")]
+    found = evaluation_of(lines, {"ours": ("target", {"piqa": 0.9, "boolq": 0.9})})
+    found.scores["ours"]["piqa"] = replace(found.scores["ours"]["piqa"], standard_error=None)
+    beside = beside_baseline(found, OUTSIDE_BASELINES["smollm2-70m"])
+    assert beside.lines["piqa"].differences["ours"].standing is None
+    assert (beside.models["ours"].mean.standard_error, beside.models["ours"].mean.standing) == (None, None)
+
+
+def test_an_outside_score_that_a_constant_answer_has_as_well_is_known() -> None:
+    found = outside(
+        [whole("boolq", majority=0.6217), whole("piqa", majority=0.5), whole("sciq", chance=0.25, majority=0.25)], {}
+    )
+    assert {name: line.near for name, line in found.lines.items()} == {
+        "boolq": ("chance", "majority"),
+        "piqa": (),
+        "sciq": (),
+    }
+
+
+def test_what_is_set_beside_an_outside_baseline_is_read_back_equal() -> None:
+    lines = [whole("piqa"), line_of("wsc")]
+    found = evaluation_of(lines, {"ours": ("target", {"piqa": 0.6, "wsc": 0.5})}, versions={"lm_eval": "0.4.13"})
+    for names in ([], ["published"], ["smollm2-70m"], [*PUBLISHED]):
+        with_it = replace(found, published=beside_published(found, names))
+        assert Evaluation.of(json.loads(json.dumps(with_it.record()))) == with_it
+        assert beside_which(with_it.published) == set(names)
+    record = beside_published(found, ["smollm2-70m"])["baselines"]["smollm2-70m"]
+    assert (record["baseline"]["model"], record["harness"]) == ("codelion/SmolLM2-70M", "0.4.13")
+    assert record["lines"]["piqa"]["differences"]["ours"]["value"] == pytest.approx(0.0516)

@@ -110,6 +110,37 @@ def test_published_and_other_models_beside_it(
     assert not list(tmp_path.glob("half/evaluation*"))
 
 
+def test_an_outside_baseline_stays_in_the_record(run: Path, mirror: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert evaluate(run, "--suite", "piqa", "--against", "smollm2-70m", mirror=mirror) == 0
+    (beside,) = record(run).published["baselines"].values()
+    assert beside["lines"]["piqa"]["reason"] == "other rows: 8 here, 1838 published"
+    assert "54.84" in capfd.readouterr().out
+    assert evaluate(run, "--suite", "boolq", "--against", "published", mirror=mirror) == 0
+    found = record(run).published
+    assert set(found["baselines"]["smollm2-70m"]["lines"]) == set(found["lines"]) == {"piqa", "boolq"}
+    assert "Beside smollm2-70m" in (run / "evaluation.md").read_text(encoding="utf-8")
+
+
+def test_an_outside_baseline_without_a_score_of_these_tasks(
+    run: Path, mirror: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate(run, "--suite", "boolq", "--against", "smollm2-135m-instruct", mirror=mirror) == 0
+    told = capfd.readouterr().err
+    known = "piqa, arc_easy, arc_challenge, hellaswag"
+    assert f"  smollm2-135m-instruct has no score of these tasks; it has of {known}\n" in told
+
+
+@pytest.mark.parametrize(("word", "meant"), [("smollm2-70n", "smollm2-70m"), ("publishd", "published")])
+def test_published_scores_of_another_name(
+    word: str, meant: str, gpt2_directory: Path, mirror: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert evaluate(gpt2_directory, "--suite", "piqa", "--against", word, "--out", out, mirror=mirror) == 2
+    line = f"inheritune: --against {word}: neither a directory nor published scores; did you mean '{meant}'?\n"
+    assert capfd.readouterr().err == line
+    assert not out.exists()
+
+
 def test_cards_of_other_models_on_demand(gpt2_directory: Path, mirror: Path, tmp_path: Path) -> None:
     model = tmp_path / "mine"
     shutil.copytree(gpt2_directory, model)

@@ -1,7 +1,9 @@
-"""The poster's tables: every figure as printed, and what the figures say of the rows behind them."""
+"""The poster's tables and outside baselines: every figure as printed, and what figures say of the rows behind them."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
 
@@ -12,6 +14,7 @@ from inheritune.published import (
     BASELINES,
     MMLU,
     NINE,
+    OUTSIDE_BASELINES,
     REFERENCE,
     TABLE1,
     TABLE2,
@@ -20,10 +23,12 @@ from inheritune.published import (
     TABLE4_COLUMNS,
     TARGET,
     Column,
+    Reported,
     agreement,
     column_of,
     figure1,
     fit,
+    share_error,
 )
 
 # The print, a line a model, as it is read there; the module has it a column at a time. A dash is a gap.
@@ -249,3 +254,63 @@ def test_values_are_in_the_unit_of_scores() -> None:
     assert column("mnli").value(BASELINES[0]) is None
     assert column("wikitext").value(TABLE4[0].name) == 34.84
     assert column_of("hellaswag") is None
+
+
+# As the sources have them: figure, metric, then the harness's task.
+REPORTED = {
+    "smollm2-70m": """
+        54.84 acc_norm piqa, 50.04 acc winogrande, 39.66 acc boolq, 33.00 acc_norm arc_easy,
+        22.35 acc_norm arc_challenge, 26.14 acc_norm hellaswag, 45.20 acc_norm sciq, 27.60 acc_norm openbookqa,
+        48.02 acc truthfulqa_mc2, 22.96 acc mmlu
+    """,
+    "smollm2-135m-instruct": """
+        66.92 acc_norm piqa, 54.12 acc arc_easy, 27.73 acc_norm arc_challenge, 42.99 acc_norm hellaswag
+    """,
+}
+
+
+@pytest.mark.parametrize("name", OUTSIDE_BASELINES)
+def test_outside_baselines_are_as_their_sources_have_them(name: str) -> None:
+    found = OUTSIDE_BASELINES[name].scores
+    assert [f"{score.figure} {score.metric} {score.task}" for score in found] == " ".join(REPORTED[name].split()).split(
+        ", "
+    )
+
+
+def test_what_outside_baselines_took() -> None:
+    assert {name: (one.parameters, one.tokens, one.harness) for name, one in OUTSIDE_BASELINES.items()} == {
+        "smollm2-70m": (69_200_000, 30_600_000_000, "0.4.11"),
+        "smollm2-135m-instruct": (134_515_008, 2_000_000_000_000, None),
+    }
+
+
+def test_outside_scores_are_counts_of_the_rows_of_their_splits() -> None:
+    """All but mc2, a mean of probabilities; and where it can be told they are no counts of another split."""
+    scores = [score for baseline in OUTSIDE_BASELINES.values() for score in baseline.scores]
+    no_count = {score.task for score in scores if fit(score.figure, score.rows).how == "none"}
+    assert no_count == {"truthfulqa_mc2"}
+    others = {"arc_easy": 570, "arc_challenge": 299, "winogrande": 1767, "piqa": 3084}  # validation or test
+    for task, rows in others.items():
+        figures = [score.figure for score in scores if score.task == task]
+        assert any(fit(figure, rows).how != "rounded" for figure in figures), task
+
+
+def test_a_reported_score_has_the_error_of_its_rows() -> None:
+    rows = [1.0] * 452 + [0.0] * 548
+    mean = sum(rows) / 1000
+    deviation = math.sqrt(sum((row - mean) ** 2 for row in rows) / 999)
+    sciq = OUTSIDE_BASELINES["smollm2-70m"].score_of("sciq")
+    assert sciq is not None
+    assert sciq.value == 0.452
+    assert sciq.standard_error == pytest.approx(deviation / math.sqrt(1000))
+    assert replace(sciq, rows=250).standard_error > 1.9 * sciq.standard_error
+    assert OUTSIDE_BASELINES["smollm2-70m"].score_of("wsc") is None
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=60))
+def test_the_error_of_shares_is_at_most_that_of_right_and_wrong(rows: list[float]) -> None:
+    """What `Reported.standard_error` says of mc2."""
+    mean = math.fsum(rows) / len(rows)
+    deviation = math.sqrt(math.fsum((row - mean) ** 2 for row in rows) / (len(rows) - 1))
+    assert deviation / math.sqrt(len(rows)) <= share_error(min(mean, 1.0), len(rows)) + 1e-9
+    assert Reported("", Decimal(0), "", "acc", 5).standard_error == 0

@@ -635,3 +635,50 @@ def test_figure_1_is_shown_where_a_model_has_its_averages() -> None:
 )
 def test_published_figures_that_are_not_there(published: dict[str, Any]) -> None:
     assert len(tables(replace(beside(), published=published))) == 1
+
+
+def beside_70m(models: int = 1, tokens: int | None = 306_000_000) -> Evaluation:
+    """Models of one score on piqa and boolq, and on the first 50 rows of sciq, beside the 70M baseline."""
+    part = line("sciq", whole=False, rows=50, rows_in_split=1000, selection="the first 50 rows")
+    lines = [line(chance=0.5, majority=0.5), line("boolq", rows=3270, rows_in_split=3270, majority=0.62), part]
+    scores = {"piqa": score(0.6, beside={"acc_norm": (0.61, 0.011)}), "boolq": score(0.3966, 0.009)}
+    names = [f"model {number}" for number in range(models)]
+    found = evaluation(lines, dict.fromkeys(names, scores), versions={"lm_eval": "0.4.13"})
+    found = replace(found, models=tuple(replace(one, tokens_trained=tokens) for one in found.models))
+    return replace(found, published=beside_published(found, ["smollm2-70m"]))
+
+
+def test_an_outside_baseline_in_markdown() -> None:
+    found = beside_70m()
+    assert tables(found)[-1] == [
+        ["Task", "Published", "model 0"],
+        [r"piqa (acc\_norm)", "54.84 ±1.2", "+6.2 ±1.6"],
+        ["boolq (acc)", "39.66 ±0.9", r"+0.0 ±1.2 \~"],
+        [r"sciq (acc\_norm)", "45.20 ±1.6", "–"],
+        ["Mean", "", "+3.1 ±1.0"],
+    ]
+    text = markdown_evaluation(found)
+    beaten = "model 0 beats smollm2-70m by more than two standard errors: +3.1 ±1.0 points over 2 tasks"
+    assert f"{beaten}, trained on 306M tokens to its 30.6B (1%)." in text
+    assert "lm-evaluation-harness 0.4.11, here 0.4.13." in text
+    assert "no better than guessing or the best constant answer: boolq, sciq." in text
+    assert "sciq is not compared: not whole: sciq, the first 50 rows (50 of 1000 rows)" in text
+    assert r"Not evaluated here: winogrande, arc\_easy," in text
+    assert "own training" not in markdown_evaluation(beside_70m(tokens=None))
+
+
+def test_many_models_beside_an_outside_baseline_go_down() -> None:
+    rows = tables(beside_70m(models=4))[-1]
+    assert rows[0] == ["Model", r"piqa (acc\_norm)", "boolq (acc)", r"sciq (acc\_norm)", "Mean"]
+    assert rows[1] == ["published", "54.84 ±1.2", "39.66 ±0.9", "45.20 ±1.6", ""]
+    assert rows[5] == ["model 3", "+6.2 ±1.6", r"+0.0 ±1.2 \~", "–", "+3.1 ±1.0"]
+
+
+def test_an_outside_baseline_on_a_terminal_and_in_latex() -> None:
+    found = beside_70m()
+    assert "Beside smollm2-70m" in printed(found, 80)
+    assert all(len(row) <= 80 for row in printed(found, 80).splitlines())
+    assert "model 0 beats smollm2-70m" in words(printed(found, 80))
+    assert r"+6.2 $\pm$1.6" in latex_evaluation(found)
+    without = replace(found, published=beside_published(replace(found, lines=()), ["smollm2-70m"]))
+    assert "smollm2" not in printed(without)

@@ -1,4 +1,4 @@
-"""Scores set beside others: the poster's bold rule as printed, and what can be said honestly. No torch.
+"""Scores set beside the poster's and outside baselines': its bold rule, and what can be said honestly. No torch.
 
 The bold rule asks whether a score is 90% of the reference's, or above two baselines. It does not ask whether the score
 is above what a guess or a constant answer gets, nor how far apart scores lie by chance: of the poster's own seven bold
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -19,16 +19,24 @@ from inheritune.published import (
     FIGURE1_ASSUMPTION,
     MMLU,
     NINE,
+    OUTSIDE_BASELINES,
     REFERENCE,
     SOURCE,
     Average,
     Column,
+    OutsideBaseline,
+    Reported,
     column_of,
     fit,
+    share_error,
 )
-from inheritune.scores import Better, Evaluation, Line, Paired, Score, reference_of
-from inheritune.scoring import ERRORS
+from inheritune.scores import Better, Evaluation, Line, Model, Paired, Score, reference_of
+from inheritune.scoring import ERRORS, near
 
+POSTER = "published"
+"""What `--against` calls the poster."""
+PUBLISHED = (POSTER, *OUTSIDE_BASELINES)
+"""Whatever it knows by name."""
 BOLD_SHARE = 0.9
 BOLD_BASELINES = 2
 Standing = Literal["better", "within error", "worse"]
@@ -102,6 +110,64 @@ class Beside:
     """By our model, against the poster's reference and baselines; empty where it is not compared."""
 
 
+@dataclass(frozen=True)
+class Difference:
+    """How far a score, or a mean of scores, is above a published one."""
+
+    value: float
+    """In shares."""
+    standard_error: float | None
+    """As of independent rows: of the same rows, which both models mostly find easy or hard together, it is less."""
+    standing: Standing | None
+    """By two standard errors; None without one."""
+
+
+@dataclass(frozen=True)
+class BesideScore:
+    """A line of an evaluation beside an outside baseline's score on the same task."""
+
+    heading: str
+    metric: str
+    printed: str
+    value: float
+    standard_error: float
+    near: tuple[str, ...]
+    """`chance`, `majority`: what the published score is no further from than two standard errors, or below."""
+    reason: str | None
+    """Why it is not compared; None: it is."""
+    differences: dict[str, Difference] = field(default_factory=dict)
+    """By our model; empty where it is not compared."""
+
+
+@dataclass(frozen=True)
+class Overall:
+    """A model beside an outside baseline, over the tasks that both have."""
+
+    tasks: tuple[str, ...]
+    mean: Difference
+    """The plain mean of the tasks' differences; the baseline is beaten where this is `better`."""
+    tokens_trained: int | None
+    token_share: float | None
+    """Tokens that ours was trained on over the baseline's; None where ours are not recorded. Those that the layers it
+    inherited were trained on, in the reference, are not among them."""
+
+
+@dataclass(frozen=True)
+class BesideBaseline:
+    """An evaluation beside an outside baseline."""
+
+    baseline: dict[str, Any]
+    """Its model, parameters, tokens, training, source, and the harness's version."""
+    harness: str | None
+    """The version that ours was evaluated with."""
+    lines: dict[str, BesideScore]
+    """By the line's name, those that it has a score of."""
+    missing: tuple[str, ...]
+    """Tasks that it has a score of, and the evaluation no line."""
+    models: dict[str, Overall]
+    """By our model, those that are compared on a line."""
+
+
 def bold(
     value: float, reference: float | None, baselines: Mapping[str, float], better: Better = "higher"
 ) -> Bold | None:
@@ -166,8 +232,11 @@ def _standing(
     else:
         difference, margin = score.value - reference[0], ERRORS * math.hypot(score.standard_error, reference[1])
         low, high = difference - margin, difference + margin
-    if better == "lower":
-        low, high = -high, -low
+    return _told_apart(-high, -low) if better == "lower" else _told_apart(low, high)
+
+
+def _told_apart(low: float, high: float) -> Standing:
+    """By the interval of a difference of which more is better."""
     if low > 0:
         return "better"
     return "worse" if high < 0 else "within error"
@@ -275,26 +344,30 @@ def _printed(column: Column, model: str) -> Printed:
     if not column.percent or column.unknown is not None:
         return Printed(str(figure), value)
     counts = fit(figure, column.rows).counts
-    # As the harness has it: the sample deviation of right and wrong rows over the root of their number.
-    error = math.sqrt(value * (1 - value) / (column.rows - 1))
-    return Printed(str(figure), value, counts[0] if len(counts) == 1 else None, error)
+    return Printed(str(figure), value, counts[0] if len(counts) == 1 else None, share_error(value, column.rows))
 
 
 def _differs(line: Line, column: Column) -> str | None:
     """Why a line is not what a column shows; None: it is."""
+    return _not_whole(line) or _other(
+        ("shots", line.shots, column.shots), ("metric", line.metric, column.metric), ("rows", line.rows, column.rows)
+    )
+
+
+def _not_whole(line: Line) -> str | None:
     if not line.tasks:
         return f"no scores: {line.gap}"
     if not line.whole:
         rows = f"{line.rows} of {line.rows_in_split} rows"
         return f"not whole: {line.title}, {rows if line.selection is None else f'{line.selection} ({rows})'}"
-    for name, ours, theirs in (
-        ("shots", line.shots, column.shots),
-        ("metric", line.metric, column.metric),
-        ("rows", line.rows, column.rows),
-    ):
-        if ours != theirs:
-            return f"other {name}: {ours} here, {theirs} published"
     return None
+
+
+def _other(*compared: tuple[str, int | str, int | str | None]) -> str | None:
+    """The first of these (what, here, published) that differs, in words."""
+    return next(
+        (f"other {name}: {ours} here, {theirs} published" for name, ours, theirs in compared if ours != theirs), None
+    )
 
 
 def averages(evaluation: Evaluation) -> dict[str, Average]:
@@ -321,9 +394,90 @@ def _whole(column: Column, line: Line | None, score: Score | None) -> float | No
     return score.value if line and score and line.whole and line.shots == column.shots else None
 
 
-def beside_published(evaluation: Evaluation) -> dict[str, Any]:
-    """What `Evaluation.published` holds, as JSON: every line beside the poster's, and figure 1's averages."""
-    found = {
+def beside_baseline(evaluation: Evaluation, baseline: OutsideBaseline) -> BesideBaseline:
+    """An evaluation beside an outside baseline: difference by task, their mean, the share of its tokens.
+
+    A line is compared only where it is whole, without examples, of as many rows, and in the metric that the baseline's
+    source names, be it the line's own or one beside it.
+    """
+    scored = [(line, score) for line in evaluation.lines if (score := baseline.score_of(line.name)) is not None]
+    lines = {line.name: _beside_score(evaluation, line, score) for line, score in scored}
+    models = {}
+    for model in evaluation.models:
+        found = {name: line.differences[model.name] for name, line in lines.items() if model.name in line.differences}
+        if found:
+            models[model.name] = _overall(model, found, baseline)
+    about = {key: value for key, value in asdict(baseline).items() if key != "scores"}
+    missing = tuple(score.task for score in baseline.scores if score.task not in lines)
+    return BesideBaseline(about, evaluation.versions.get("lm_eval"), lines, missing, models)
+
+
+def _beside_score(evaluation: Evaluation, line: Line, reported: Reported) -> BesideScore:
+    value, error = reported.value, reported.standard_error
+    levels = near(value, error, line.chance, line.majority)
+    found = BesideScore(reported.heading, reported.metric, str(reported.figure), value, error, levels, None)
+    reason = _not_whole(line) or _other(("shots", line.shots, 0), ("rows", line.rows, reported.rows))
+    if reason is not None:
+        return replace(found, reason=reason)
+    ours = {name: _in_metric(line, score, reported.metric) for name, score in _scores(evaluation, line).items()}
+    differences = {name: _difference(*one, reported) for name, one in ours.items() if one is not None}
+    if not differences:
+        reason = _other(("metric", line.metric, reported.metric)) or "no model has a score"
+    return replace(found, differences=differences, reason=reason)
+
+
+def _in_metric(line: Line, score: Score, metric: str) -> tuple[float, float | None] | None:
+    """A score with its standard error in a metric of its rows; None where they were not scored in it."""
+    return (score.value, score.standard_error) if metric == line.metric else score.beside.get(metric)
+
+
+def _difference(value: float, error: float | None, reported: Reported) -> Difference:
+    both = None if error is None else math.hypot(error, reported.standard_error)
+    return _judged_difference(value - reported.value, both)
+
+
+def _judged_difference(value: float, error: float | None) -> Difference:
+    standing = None if error is None else _told_apart(value - ERRORS * error, value + ERRORS * error)
+    return Difference(value, error, standing)
+
+
+def _overall(model: Model, found: Mapping[str, Difference], baseline: OutsideBaseline) -> Overall:
+    tokens = model.tokens_trained
+    return Overall(
+        tuple(found), _mean(list(found.values())), tokens, None if tokens is None else tokens / baseline.tokens
+    )
+
+
+def _mean(found: Sequence[Difference]) -> Difference:
+    """Of differences on different rows, whose errors are independent."""
+    errors = [one.standard_error for one in found if one.standard_error is not None]
+    error = math.hypot(*errors) / len(found) if len(errors) == len(found) else None
+    return _judged_difference(math.fsum(one.value for one in found) / len(found), error)
+
+
+def beside_published(evaluation: Evaluation, names: Collection[str] = (POSTER,)) -> dict[str, Any]:
+    """What `Evaluation.published` holds, as JSON.
+
+    Of the poster every line beside its column, and figure 1's averages; of each outside baseline `BesideBaseline`.
+
+    Args:
+        evaluation: what is set beside them.
+        names: of `PUBLISHED`.
+    """
+    found: dict[str, Any] = _beside_poster(evaluation) if POSTER in names else {}
+    outside = [name for name in OUTSIDE_BASELINES if name in names]
+    if outside:
+        found["baselines"] = {name: asdict(beside_baseline(evaluation, OUTSIDE_BASELINES[name])) for name in outside}
+    return _as_read(found)
+
+
+def beside_which(published: Mapping[str, Any]) -> set[str]:
+    """The names of `PUBLISHED` that a record made by `beside_published` is of."""
+    return {*([POSTER] if "lines" in published else []), *published.get("baselines", {})}
+
+
+def _beside_poster(evaluation: Evaluation) -> dict[str, Any]:
+    return {
         "source": SOURCE,
         "caveat": CAVEAT,
         "lines": {line.name: asdict(beside_column(evaluation, line)) for line in evaluation.lines},
@@ -332,6 +486,9 @@ def beside_published(evaluation: Evaluation) -> dict[str, Any]:
             "models": {name: asdict(average) for name, average in averages(evaluation).items()},
         },
     }
-    # Tuples become lists here, so that what is in memory equals what is read back.
+
+
+def _as_read(found: dict[str, Any]) -> dict[str, Any]:
+    """With lists where there were tuples, so that what is in memory equals what is read back."""
     read: dict[str, Any] = json.loads(json.dumps(found))
     return read

@@ -329,7 +329,7 @@ def _evaluate(words: list[str]) -> None:
         nargs="+",
         default=[],
         help="models to compare with (of a run directory its target), the first of them as the reference where no run "
-        "brings one; or published: the poster's figures",
+        "brings one; or published scores: published (the poster's), smollm2-70m, smollm2-135m-instruct",
     )
     parser.add_argument(
         "--checkpoints",

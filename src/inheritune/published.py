@@ -1,4 +1,4 @@
-"""The poster's tables 1 to 4 as data, and what their figures say of the rows that they were counted on. No torch.
+"""The poster's tables 1 to 4 and scores of other small models as data, and what figures say of their rows. No torch.
 
 Figures are `Decimal`, because how many decimals were printed is part of what they say: 28.4 may be 28.42, 34.60 is not
 34.64. A gap in the print is None.
@@ -7,6 +7,10 @@ The poster names neither the harness's version nor, for most columns, the metric
 that can be done: an accuracy over n rows is one of n + 1 values, and a column belongs to a split if all of its figures
 are such values (`agreement`). Where two readings agree as well as each other, the column is not identified
 (`Column.unknown` says why), and nothing is compared with it.
+
+The outside baselines are models that others trained or measured: what a target has to be better than to be worth its
+making. Their cards name the metrics, which arithmetic cannot tell (`acc` and `acc_norm` count the same rows); that the
+figures are counts of the splits' rows, it can.
 """
 
 from __future__ import annotations
@@ -141,6 +145,57 @@ class Average:
     mmlu: float | None
     reason: str | None = None
     """Why `nine` or `mmlu` is not there."""
+
+
+@dataclass(frozen=True)
+class Reported:
+    """A score of an outside baseline: percent, of the whole split, without examples (0 shots)."""
+
+    heading: str
+    """As its source has it."""
+    figure: Decimal
+    """As printed."""
+    task: str
+    """The harness's name."""
+    metric: str
+    """As the source names it."""
+    rows: int
+    """Of the split that the task is evaluated on."""
+
+    @property
+    def value(self) -> float:
+        """As a share."""
+        return float(self.figure / 100)
+
+    @property
+    def standard_error(self) -> float:
+        """Of a share of as many rows, as the harness has it; of a mean of shares, as mc2 is, the most that it can be.
+
+        A variable between 0 and 1 of mean m has at most the variance m (1 - m), that of right and wrong.
+        """
+        return share_error(self.value, self.rows)
+
+
+@dataclass(frozen=True)
+class OutsideBaseline:
+    """A model that others trained, with scores that were published of it."""
+
+    model: str
+    """On the hub."""
+    parameters: int
+    tokens: int
+    """That it was pre-trained on."""
+    training: str
+    """What is known of its training, in words."""
+    source: str
+    """Where the scores are from."""
+    harness: str | None
+    """The harness's version; None where the source names none."""
+    scores: tuple[Reported, ...]
+
+    def score_of(self, task: str) -> Reported | None:
+        """The score on a task of the harness; None where there is none."""
+        return next((score for score in self.scores if score.task == task), None)
 
 
 def _printed(text: str) -> tuple[Decimal | None, ...]:
@@ -291,10 +346,54 @@ TABLE4_COLUMNS = (
     ),
 )
 
+OUTSIDE_BASELINES = {
+    "smollm2-70m": OutsideBaseline(
+        model="codelion/SmolLM2-70M",
+        parameters=69_200_000,
+        tokens=30_600_000_000,
+        training="from random init, 32 layers, 3 passes over 10.2B tokens, 77.8 hours of an L40S",
+        source="its model card on the hub, revision 285b36e: figures in the text, metrics in the model-index",
+        harness="0.4.11",
+        # Without GSM8K (0.53, 5-shot): the card does not say which way of reading the answers it is.
+        scores=(
+            Reported("PIQA", Decimal("54.84"), "piqa", "acc_norm", 1838),
+            Reported("WinoGrande", Decimal("50.04"), "winogrande", "acc", 1267),
+            Reported("BoolQ", Decimal("39.66"), "boolq", "acc", 3270),
+            Reported("ARC-Easy", Decimal("33.00"), "arc_easy", "acc_norm", 2376),
+            Reported("ARC-Challenge", Decimal("22.35"), "arc_challenge", "acc_norm", 1172),
+            Reported("HellaSwag", Decimal("26.14"), "hellaswag", "acc_norm", 10042),
+            Reported("SciQ", Decimal("45.20"), "sciq", "acc_norm", 1000),
+            Reported("OpenBookQA", Decimal("27.60"), "openbookqa", "acc_norm", 500),
+            Reported("TruthfulQA", Decimal("48.02"), "truthfulqa_mc2", "acc", 817),
+            Reported("MMLU", Decimal("22.96"), "mmlu", "acc", 14042),
+        ),
+    ),
+    "smollm2-135m-instruct": OutsideBaseline(
+        model="HuggingFaceTB/SmolLM2-135M-Instruct",
+        parameters=134_515_008,
+        tokens=2_000_000_000_000,
+        training="30 layers, then tuned on instructions; not quantised",
+        source="the model card of lldois/SmolLM2-135M-Reasoning-SLERP-Champion on the hub, column Baseline",
+        harness=None,
+        scores=(
+            Reported("PIQA", Decimal("66.92"), "piqa", "acc_norm", 1838),
+            Reported("ARC-E", Decimal("54.12"), "arc_easy", "acc", 2376),
+            Reported("ARC-C", Decimal("27.73"), "arc_challenge", "acc_norm", 1172),
+            Reported("HellaSwag", Decimal("42.99"), "hellaswag", "acc_norm", 10042),
+        ),
+    ),
+}
+"""By the name that `--against` knows it by."""
+
 
 def column_of(task: str) -> Column | None:
     """The column of table 2 or 4 that belongs to a task, or a group, of the harness; None where there is none."""
     return next((column for column in (*TABLE2, *TABLE4_COLUMNS) if column.task == task), None)
+
+
+def share_error(value: float, rows: int) -> float:
+    """The standard error of a share of so many rows, as the harness has it: by the sample's deviation."""
+    return math.sqrt(value * (1 - value) / (rows - 1))
 
 
 def fit(figure: Decimal, rows: int) -> Fit:

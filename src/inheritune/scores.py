@@ -274,7 +274,7 @@ class Evaluation:
     judged: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By line, then by model, what may be said of its score: the poster's bold rule, and the honest verdict."""
     published: dict[str, Any] = field(default_factory=dict)
-    """What was set beside it with `--against published`."""
+    """What `--against` set beside it by name: the poster's figures, outside baselines."""
     versions: dict[str, str] = field(default_factory=dict)
     failed: dict[str, dict[str, str]] = field(default_factory=dict)
     """By model, then by the harness's task, why it could not be evaluated; its line has no score."""

@@ -86,7 +86,18 @@ def arms_of(phase: str, records: Path) -> list[Arm]:
             for name in compared
         ]
     best = compared[1]
-    return [Arm(f"distilled-{best}", words[best], 800_000, rates[best], 0, distilled=True, validations=8)]
+    short = Arm("distilled-speed", words[best], 81_920, rates[best], 0, distilled=True)
+    speeds = [speed(records / f"{name}.json") for name in ("distilled-speed", f"main-{best}-seed-0")]
+    if speeds[0] is None or speeds[1] is None:
+        return [short]
+    tokens = round(800_000 * speeds[0] / speeds[1])  # as many as take the time that the plain training took
+    return [short, Arm(f"distilled-{best}", words[best], tokens, rates[best], 0, distilled=True, validations=8)]
+
+
+def speed(path: Path) -> float | None:
+    """Tokens a second of a recorded arm; None where it is not recorded yet."""
+    record = read_json(path)
+    return record["tokens"] / record["seconds"] if record is not None else None
 
 
 def development_loss(path: Path) -> float:
@@ -108,12 +119,12 @@ def best_rate(name: str, records: Path) -> float:
     return min(RATES, key=lambda rate: development_loss(records / f"rates-{name}-{rate:g}.json"))
 
 
-def layers_of(word: str, reference: Reference, prepared: Prepared, work: Path) -> tuple[int, ...]:
+def layers_of(word: str, reference: Reference, prepared: Prepared, records: Path) -> tuple[int, ...]:
     """The indices that a word means; what is measured is measured once, on the training set."""
     indices = surgery.parse_layers(word, reference.layers)
     if indices is not None:
         return indices
-    path = work / f"{word.replace(':', '-')}.json"
+    path = records / f"choice-{word.replace(':', '-')}.json"
     if not path.exists():
         record = choice_record(
             reference,
@@ -134,9 +145,9 @@ def losses(model: Any, prepared: Prepared) -> Record:
     return {name: one.record() | {"loss": round(one.loss, 6)} for name, one in found.items()}
 
 
-def train(arm: Arm, reference: Reference, prepared: Prepared, work: Path, console: Console) -> Record:
+def train(arm: Arm, reference: Reference, prepared: Prepared, work: Path, records: Path, console: Console) -> Record:
     """Train an arm, from its last checkpoint if there is one, and measure it before and after."""
-    indices = layers_of(arm.word or WORDS["first"], reference, prepared, work)
+    indices = layers_of(arm.word or WORDS["first"], reference, prepared, records)
     begun = work / "starts" / "-".join(map(str, indices))
     if not begun.exists():
         begun.parent.mkdir(parents=True, exist_ok=True)
@@ -216,7 +227,7 @@ def main() -> None:
             if path.exists():
                 continue
             began = time.monotonic()
-            record = train(arm, reference, prepared, asked.work, console)
+            record = train(arm, reference, prepared, asked.work, asked.records, console)
             write_json(path, record | hardware | {"wall_seconds": round(time.monotonic() - began, 1)})
             shutil.rmtree(directory / "checkpoints", ignore_errors=True)
             console.line(f"{arm.name}: {record['trained']['held-out']['loss']:.3f}")

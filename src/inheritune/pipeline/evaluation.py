@@ -13,9 +13,10 @@ import torch
 
 from inheritune import against as comparing
 from inheritune.console import Console
-from inheritune.errors import Failed, Refused
+from inheritune.errors import Failed, Refused, nearest
 from inheritune.evaluation import check_harness, parse_suite
 from inheritune.pipeline.gathered import gather
+from inheritune.published import OUTSIDE_BASELINES
 from inheritune.report import (
     card_with_results,
     evaluation_svg,
@@ -26,7 +27,6 @@ from inheritune.report import (
 from inheritune.run_directory import lock, read_json, write_atomic, write_json
 from inheritune.scores import Evaluation
 
-PUBLISHED = "published"
 RECORD = "evaluation"
 """`evaluation.json`, `.md`, `.tex`, `.svg`; and the folder of every task's scores with its rows."""
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -72,8 +72,9 @@ def evaluate(
         asked: suite, data and device.
         out: where it is written; of a single run its directory, else `runs/evaluation`. A record that is there keeps
             what this call was not about (see `gather`).
-        against: further models to compare with (of a run directory its target), or `published` for the poster's
-            figures. The first model is the reference where no run has one.
+        against: further models to compare with (of a run directory its target), `published` for the poster's figures,
+            or an outside baseline's name (`published.OUTSIDE_BASELINES`). The first model is the reference where no run
+            has one.
         checkpoints: of runs, evaluate the saved checkpoints of the target's training instead of the controls; a run
             may be under way.
         latex: write a LaTeX table, too.
@@ -95,7 +96,8 @@ def evaluate(
     console, asked = console or Console(), asked or Asked()
     models, against = ([os.path.expanduser(word) for word in words] for words in (models, against))
     runs = [word for word in models if is_run(Path(word))]
-    compared = [word for word in against if word != PUBLISHED]
+    beside = [word for word in against if word in comparing.PUBLISHED]
+    compared = [word for word in against if word not in beside]
     _check(asked, models, runs, compared, checkpoints=checkpoints)
     suite = parse_suite(asked.suite)
     settings = Settings(
@@ -109,12 +111,13 @@ def evaluate(
     directory = out if out is not None else Path(runs[0]) if len(models) == len(runs) == 1 else Path("runs/evaluation")
     kept = directory / RECORD
     with lock(kept):
-        for line in (*left_out, *(f"  {gap}" for gap in planned.gaps_in_words())):
+        nothing = _nothing_in_common(beside, {one.name for one in suite.asked})
+        for line in (*left_out, *(f"  {gap}" for gap in planned.gaps_in_words()), *nothing):
             console.line(line)
         with contextlib.closing(one_by_one(chosen, kept, console.line)) as found:
             total = len(chosen)
             new = evaluate_found(found, planned, settings=settings, kept=kept, total=total, told=console)
-        new = _judged(new, published=PUBLISHED in against)
+        new = _judged(new, beside)
         try:
             console.table(render_evaluation(new, width=console.width))
         finally:  # who reads the table may end before its end, as `head` does
@@ -173,6 +176,11 @@ def _check(
     twice = next((word for word, place in zip(words, places, strict=True) if places.count(place) > 1), None)
     if twice is not None:
         raise Refused(f"{twice}: named twice; once is enough")
+    for word in compared:
+        # A name without a folder is hardly ever a model's on the hub, and asking there takes long without a network.
+        hint = "" if "/" in word or Path(word).exists() else nearest(word, comparing.PUBLISHED)
+        if hint:
+            raise Refused(f"--against {word}: neither a directory nor published scores{hint}")
     if checkpoints and len(runs) < len(models):
         other = next(word for word in models if word not in runs)
         raise Refused(f"--checkpoints: {other} is no run directory, so it has no checkpoints")
@@ -190,15 +198,25 @@ def _device(word: str | None) -> torch.device:
     return device
 
 
-def _judged(evaluation: Evaluation, *, published: bool) -> Evaluation:
-    """With what may be said of the scores, and on demand what the poster has of the same tasks."""
+def _nothing_in_common(beside: Sequence[str], tasks: Collection[str]) -> list[str]:
+    """A line for each outside baseline that has a score of none of the tasks."""
+    known = {name: found for name, found in OUTSIDE_BASELINES.items() if name in beside}
+    return [
+        f"  {name} has no score of these tasks; it has of {', '.join(score.task for score in baseline.scores)}"
+        for name, baseline in known.items()
+        if not any(baseline.score_of(task) for task in tasks)
+    ]
+
+
+def _judged(evaluation: Evaluation, beside: Collection[str]) -> Evaluation:
+    """With what may be said of the scores, and what is published of the same tasks under these names."""
     judged = {line.name: comparing.judge(evaluation, line) for line in evaluation.lines if line.tasks}
     return dataclasses.replace(
         evaluation,
         judged={
             name: {model: dataclasses.asdict(one) for model, one in found.items()} for name, found in judged.items()
         },
-        published=comparing.beside_published(evaluation) if published else {},
+        published=comparing.beside_published(evaluation, beside),
     )
 
 
@@ -214,7 +232,8 @@ def _gathered(new: Evaluation, directory: Path, console: Console) -> Evaluation:
         path.rename(aside)
         console.line(f"  {path} could not be read; it is kept as {aside.name}, and written anew")
         return new
-    return _judged(gather(earlier, new), published=bool(new.published or earlier.published))
+    beside = comparing.beside_which(new.published) | comparing.beside_which(earlier.published)
+    return _judged(gather(earlier, new), beside)
 
 
 def _write(gathered: Evaluation, new: Evaluation, directory: Path, *, latex: bool, figure: bool) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from inheritune.report.evaluation_numbers import BOLD_RULE, Sheet, is_scored, is_share
-from inheritune.report.numbers import NOT_APPLICABLE, number_of, percent
+from inheritune.report.numbers import NOT_APPLICABLE, count, number_of, percent
 from inheritune.report.table import dict_of, escaped
 from inheritune.scores import Evaluation, Line, Paired, Score
 
@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 __all__ = ["is_share", "latex_evaluation", "line_title", "markdown_evaluation", "render_evaluation", "shown"]
 
+_OVERALL = {
+    "better": "beats {} by more than two standard errors",
+    "within error": "is not told apart from {}",
+    "worse": "is below {} by more than two standard errors",
+}
 _VERDICT = ("Task", "Model", "Verdict", "Of the reference", "Baselines beaten", "Bold rule")
 
 
@@ -189,7 +194,7 @@ def _p(pair: Paired) -> str:
 
 
 def _published_sheets(evaluation: Evaluation) -> Iterator[Sheet]:
-    """What `--against published` set beside it (see `against.beside_published`); what is not recorded is left out."""
+    """What `--against` set beside it by name (see `against.beside_published`); what is not recorded is left out."""
     lines = {line.name: line for line in evaluation.lines}
     found = {name: dict_of(record) for name, record in dict_of(evaluation.published.get("lines")).items()}
     beside = [(lines[name], record) for name, record in found.items() if name in lines and record.get("figures")]
@@ -205,6 +210,76 @@ def _published_sheets(evaluation: Evaluation) -> Iterator[Sheet]:
     if judged:
         yield Sheet(_title(evaluation, "Beside the published scores"), _VERDICT, tuple(judged), 3, (BOLD_RULE,))
     yield from _average_sheets(evaluation, dict_of(evaluation.published.get("figure_1")))
+    for name, record in dict_of(evaluation.published.get("baselines")).items():
+        yield from _baseline_sheets(evaluation, name, dict_of(record))
+
+
+def _baseline_sheets(evaluation: Evaluation, name: str, record: dict[str, Any]) -> Iterator[Sheet]:
+    """How far the models are from an outside baseline; what there is more of, tasks or models, goes down."""
+    lines = {line: dict_of(found) for line, found in dict_of(record.get("lines")).items()}
+    models = dict_of(record.get("models"))
+    if not lines:
+        return
+    notes = (*_overall_notes(name, record, models), *_baseline_notes(dict_of(record.get("baseline")), record))
+    tasks = [f"{line} ({found['metric']})" for line, found in lines.items()]
+    printed = [f"{found['printed']} ±{100 * found['standard_error']:.1f}" for found in lines.values()]
+    columns = [
+        [*(_apart(dict_of(found.get("differences")).get(model)) for found in lines.values()), _apart(overall["mean"])]
+        for model, overall in models.items()
+    ]
+    if len(models) <= len(tasks):
+        header = ("Task", "Published", *models)
+        rows = list(zip([*tasks, "Mean"], [*printed, ""], *columns, strict=True))
+    else:
+        header = ("Model", *tasks, "Mean")
+        rows = [("published", *printed, ""), *((model, *c) for model, c in zip(models, columns, strict=True))]
+    yield Sheet(_title(evaluation, f"Beside {name}"), header, tuple(rows), 1, notes)
+
+
+def _apart(difference: Any) -> str:
+    """`+5.1 ±1.6`, `+0.4 ±1.6 ~` where two standard errors do not tell it from 0."""
+    found = dict_of(difference)
+    value, error = number_of(found.get("value")), number_of(found.get("standard_error"))
+    if value is None:
+        return NOT_APPLICABLE
+    spread = "" if error is None else f" ±{100 * error:.1f}"
+    mark = " ~" if found.get("standing") == "within error" else ""
+    return f"{100 * value:+z.1f}{spread}{mark}".replace("-", "−")
+
+
+def _baseline_notes(about: dict[str, Any], record: dict[str, Any]) -> Iterator[str]:
+    """What the baseline is, what a difference is, and what is not compared."""
+    yield (
+        f"{about.get('model')}: {count(about.get('parameters'))} parameters, {count(about.get('tokens'))} tokens; "
+        f"{about.get('training')}. Scores: {about.get('source')}; lm-evaluation-harness "
+        f"{about.get('harness') or 'of a version that is not named'}, here {record.get('harness') or 'not recorded'}."
+    )
+    yield (
+        "Ours − published, in percentage points, ± one standard error as of independent rows; ~: within two of zero. "
+        "The metric is the one that the source names."
+    )
+    lines = dict_of(record.get("lines"))
+    guessed = [line for line, found in lines.items() if found.get("near")]
+    if guessed:
+        yield f"Published, and no better than guessing or the best constant answer: {', '.join(guessed)}."
+    yield from (f"{line} is not compared: {found['reason']}" for line, found in lines.items() if found.get("reason"))
+    if record.get("missing"):
+        yield f"Not evaluated here: {', '.join(record['missing'])}."
+
+
+def _overall_notes(name: str, record: dict[str, Any], models: dict[str, Any]) -> Iterator[str]:
+    """A sentence a model: the mean over tasks, whether that beats the baseline, on which share of its tokens."""
+    of = count(dict_of(record.get("baseline")).get("tokens"))
+    for model, found in models.items():
+        mean, tasks = dict_of(found.get("mean")), len(found["tasks"])
+        standing = _OVERALL.get(str(mean.get("standing")), "no error to judge {} by").format(name)
+        share = number_of(found.get("token_share"))
+        trained = "" if share is None else f", trained on {count(found.get('tokens_trained'))} tokens to its {of}"
+        percents = "" if share is None else f" ({f'{100 * share:.2g}%' if share >= 1e-6 else 'less than 0.0001%'})"
+        points = _apart(mean).removesuffix(" ~")
+        yield f"{model} {standing}: {points} points over {tasks} task{'s' * (tasks != 1)}{trained}{percents}."
+    if any(number_of(found.get("token_share")) is not None for found in models.values()):
+        yield "Tokens are those of its own training: what inherited layers were trained on before is not counted."
 
 
 def _figures_sheet(
