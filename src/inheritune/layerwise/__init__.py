@@ -4,6 +4,7 @@
 and the layers that they choose; `prefixes.py` takes from the same pass what every prefix scores.
 """
 
+from inheritune.layerwise.degeneracy import Degeneracy, degeneracy_record, measure_degeneracy, untrained
 from inheritune.layerwise.prefixes import Scan, scan_prefixes, scan_record
 from inheritune.layerwise.turning import (
     Turning,
@@ -15,13 +16,17 @@ from inheritune.layerwise.turning import (
 )
 
 __all__ = [
+    "Degeneracy",
     "Scan",
     "Turning",
     "choose",
+    "degeneracy_record",
     "first_batches",
+    "measure_degeneracy",
     "measure_turning",
     "most_influential",
     "outside_closest_stretch",
     "scan_prefixes",
     "scan_record",
+    "untrained",
 ]
