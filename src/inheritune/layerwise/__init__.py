@@ -1,7 +1,8 @@
-"""What each layer is worth before any training: how far blocks turn the hidden state, what every prefix scores.
+"""What each layer is worth before any training: how it turns the hidden state, what it attends to, what prefixes score.
 
 `passes.py` runs a model and catches what its blocks show; `turning.py` makes of that block influence, angular distances
-and the layers that they choose; `prefixes.py` takes from the same pass what every prefix scores.
+and the layers that they choose; `prefixes.py` takes from the same pass what every prefix scores. `degeneracy.py` looks
+at attention matrices, head by head.
 """
 
 from inheritune.layerwise.degeneracy import Degeneracy, degeneracy_record, measure_degeneracy, untrained

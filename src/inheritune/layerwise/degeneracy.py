@@ -141,7 +141,7 @@ def _rows(batches: Iterable[Tokens | torch.Tensor]) -> list[torch.Tensor]:
         raise Refused("attention degeneracy: no tokens to measure it on; give at least one sequence")
     if len(lengths) > 1 or lengths[0] < 2:
         found = ", ".join(map(str, lengths))
-        raise Refused(f"attention degeneracy: sequences of {found} tokens; give them one length, of 2 or more")
+        raise Refused(f"attention degeneracy: sequences of length {found}; give them one length, of 2 tokens or more")
     return rows
 
 

@@ -5,6 +5,7 @@ machine. What is missing or unreadable is marked as a gap on the page. jinja2, m
 they are used; this package imports no torch. An evaluation comes as tables, as a figure, and into a model card.
 """
 
+from inheritune.report.degeneracy import degeneracy_svg, degeneracy_table
 from inheritune.report.evaluation import latex_evaluation, markdown_evaluation, render_evaluation
 from inheritune.report.evaluation_figure import evaluation_svg
 from inheritune.report.model_card import card_with_results, model_index
@@ -16,6 +17,8 @@ from inheritune.report.table4 import markdown_table4, render_table4, table4_rows
 __all__ = [
     "Row",
     "card_with_results",
+    "degeneracy_svg",
+    "degeneracy_table",
     "evaluation_svg",
     "latex_evaluation",
     "markdown_evaluation",
