@@ -87,13 +87,10 @@ def test_the_pass_computes_what_it_always_does_bit_for_bit(name: str, dtype: tor
 
 
 def test_matrices_are_exact_where_products_are_rounded() -> None:
-    """In bfloat16 queries and keys are those of the pass, but what is made of them is float32's."""
-    generator = torch.Generator().manual_seed(5)
-    query, key = (torch.randn(1, 2, 64, 16, generator=generator).bfloat16() for _ in range(2))
-    call = {"query": query, "key": key, "is_causal": True}
-    found = measure_degeneracy(attending(call), [ids_of(64)], dtype=torch.bfloat16)
-    expected = [measures(formula(query[0, head], key[0, head], 16**-0.5)) for head in range(2)]
-    assert list(zip(found.rank[0], found.column_share[0], strict=True)) == expected
+    """The second token takes 0.609 of the first: one column holds 89.97%, and 90.03% where bfloat16 rounds."""
+    call = {"query": torch.tensor([[[[0.0], [math.log(0.609 / 0.391)]]]]), "key": torch.tensor([[[[1.0], [0.0]]]])}
+    found = measure_degeneracy(attending({**call, "is_causal": True}), [ids_of(2)], dtype=torch.bfloat16)
+    assert found.column_share[0, 0] == 1
 
 
 # ---- attention that is known
@@ -105,7 +102,7 @@ class Attending(nn.Module):
     def __init__(self, *calls: dict[str, Any]) -> None:
         super().__init__()
         self.calls = calls
-        self.inner = nn.Identity()  # a list of blocks is told by its entries being made of modules
+        self.inner: nn.Module = nn.Identity()  # a list of blocks is told by its entries being made of modules
 
     def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> Any:
         for call in self.calls:
@@ -183,6 +180,48 @@ def test_masks_scales_and_shared_keys(settings: dict[str, Any], added: Any, grou
         assert (found.rank[0, head], found.column_share[0, head]) == expected
 
 
+def test_a_model_in_bfloat16_has_its_bias_in_bfloat16() -> None:
+    query = torch.randn(1, 1, 12, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    bias = BIAS.bfloat16()
+    found = measure_degeneracy(attending({"query": query, "key": query, "attn_mask": bias}), [ids_of(12)])
+    expected = measures(formula(query[0, 0], query[0, 0], 8**-0.5, bias.double()))
+    assert (found.rank[0, 0], found.column_share[0, 0]) == expected
+
+
+class Giving(nn.Module):
+    """A module that gives something beside the hidden state."""
+
+    def __init__(self, given: torch.Tensor) -> None:
+        super().__init__()
+        self.given = given
+
+    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return hidden_states, self.given
+
+
+class GivenAttention(Attending):
+    """A block with a module within that gives something beside the hidden state."""
+
+    def __init__(self, given: torch.Tensor) -> None:
+        super().__init__()
+        self.inner = Giving(given)
+
+    def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> Any:
+        return self.inner(hidden_states)[0]
+
+
+@pytest.mark.parametrize("change", [(0, 1, 0.5), (1, 0, -0.5)], ids=["from later tokens", "negative"])
+def test_what_only_has_the_shape_of_attention_is_not_taken_for_it(change: tuple[int, int, float]) -> None:
+    model = attending()
+    matrix = torch.eye(12).expand(1, 3, 12, 12).clone()
+    model.model.layers = nn.ModuleList([GivenAttention(matrix)])
+    assert measure_degeneracy(model, [ids_of(12)]).rank.tolist() == [[11.0] * 3]
+    row, column, value = change
+    matrix[0, 2, row, column] = value
+    with pytest.raises(Refused, match="no layer forms an attention matrix"):
+        measure_degeneracy(model, [ids_of(12)])
+
+
 def test_a_mean_is_of_what_each_sequence_shows() -> None:
     model = seeded(family("llama"))
     both, *single = (measure_degeneracy(model, batches) for batches in ([TOKENS], [TOKENS[:1]], [TOKENS[1:]]))
@@ -228,6 +267,12 @@ def test_matrices_used_twice_are_measured_once() -> None:
     assert measure_degeneracy(seeded(family("diffllama")), [TOKENS]).rank.shape == (6, 4)
 
 
+def test_attention_outside_the_blocks_is_no_layers() -> None:
+    model, query = layered(llama), torch.ones(1, 1, LENGTH, 8)
+    model.model.norm = Attending({"query": query, "key": query, "is_causal": True})
+    assert measure_degeneracy(model, [TOKENS]).rank.shape == (3, 4)
+
+
 def test_a_model_without_attention_is_refused() -> None:
     with pytest.raises(Refused, match="no layer forms an attention matrix"):
         measure_degeneracy(seeded(family("mamba")), [TOKENS])
@@ -238,6 +283,7 @@ def test_a_model_without_attention_is_refused() -> None:
 
 def test_the_untrained_network_is_the_same_shape_from_a_seeded_init() -> None:
     model = seeded(family("llama")).bfloat16()
+    model.config.dtype = torch.bfloat16
     first, again, other = (untrained(model, seed).state_dict() for seed in (0, 0, 1))
     own = model.state_dict()
     assert {name: tensor.shape for name, tensor in first.items()} == {name: x.shape for name, x in own.items()}
