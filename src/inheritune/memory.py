@@ -3,8 +3,8 @@
 The whole step (forward, loss, backward, clipping) is run on fake tensors, which have shapes and dtypes and no values,
 by the very code that trains: so nothing here knows of any family, and what the code keeps or drops is what is counted.
 A storage counts from the operation that makes it until nothing refers to it. Not seen: what a kernel takes while it
-runs, the allocator's rounding and fragmentation, and what a compiler saves, since the step runs in eager mode; on a
-GPU compiled blocks keep less.
+runs, the allocator's rounding and fragmentation, and what a compiler saves, since the step runs in eager mode; compiled
+blocks keep less.
 """
 
 from __future__ import annotations
@@ -32,10 +32,13 @@ from transformers import PretrainedConfig, PreTrainedModel
 from inheritune.attention import torchs_own
 from inheritune.config import TrainConfig
 from inheritune.errors import Refused
-from inheritune.objective import Objective
+from inheritune.objective import Losses, Objective
 from inheritune.optimizer import gradient_norm, host_bytes, moment_bytes, step_bytes
 from inheritune.recomputation import recompute_blocks
 from inheritune.reference import block_list, weightless, whole_sequences
+
+LossOf = Callable[[torch.Tensor, torch.Tensor], Losses]
+"""Ids and labels of a micro-batch, both (B, T), to what is minimised."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ def predicted(
     dtype: torch.dtype,
     device: str = "cuda",
     trust_remote_code: bool = False,
+    loss: Callable[[PreTrainedModel, torch.dtype], LossOf] = Objective,
 ) -> Memory:
     """The peak of a training step of one rank that holds the whole state; without a teacher, its layers in eager mode.
 
@@ -84,6 +88,8 @@ def predicted(
         device: `cuda` or `cpu`; they differ in attention alone: a CPU has no fused kernel for dropout, and computes
             short sequences in bfloat16 by bands.
         trust_remote_code: whether code that comes with the config may be run.
+        loss: puts the model, with the dtype of its products, together with its loss; another one than training's to
+            foresee what that would take.
 
     Raises:
         Refused: what the model computes depends on its values, such as the tokens that a mixture's expert gets.
@@ -100,7 +106,7 @@ def predicted(
                 _fuse_attention(model)
             if train.activation_checkpointing:
                 recompute_blocks(model)
-            objective = Objective(model, dtype)
+            objective = loss(model, dtype)
             ids = torch.zeros((micro_batch, sequence_length), dtype=torch.int64)
             with live.watching(model):
                 for _ in range(2 if train.batch_sequences > micro_batch else 1):
@@ -115,7 +121,7 @@ def predicted(
     return Memory(**live.peak, host=host_bytes(trainable, train))
 
 
-def forward_and_backward(objective: Objective, ids: torch.Tensor, live: Live) -> None:
+def forward_and_backward(objective: LossOf, ids: torch.Tensor, live: Live) -> None:
     """A micro-batch of (B, T) tokens, as training does it, with each part told when it begins."""
     live.part = "activations"
     minimised = objective(ids, ids).minimised
