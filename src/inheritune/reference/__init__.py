@@ -7,6 +7,7 @@ reads the model itself.
     weight files: there, whole, safe      weights.py
     a GGUF file → a plain directory       gguf_header.py (checked), dequantising.py
     files and config fit each other       fitting.py
+    what a config alone says              outlining.py
     blocks, final norm, parameters        structure.py
     names in files and in the module      internals.py
 """
@@ -22,6 +23,7 @@ from inheritune.reference.finding import (
     load,
 )
 from inheritune.reference.internals import Naming, align, cast_as_loaded, quiet, weightless, whole_sequences
+from inheritune.reference.outlining import outline, outlined
 from inheritune.reference.streaming import streamed
 from inheritune.reference.structure import block_list, eval_mode, final_norm, fresh, parameters
 from inheritune.reference.weights import DTYPES, StoredTensor, WeightReader, one_line
@@ -46,6 +48,8 @@ __all__ = [
     "fresh",
     "load",
     "one_line",
+    "outline",
+    "outlined",
     "parameters",
     "quiet",
     "streamed",
