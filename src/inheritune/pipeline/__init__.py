@@ -1,7 +1,19 @@
-"""The stages in order: a whole recipe (`run`, stages.py), and single commands (direct.py, evaluation.py)."""
+"""The stages in order: a whole recipe (`run`, stages.py), and single commands (direct.py, evaluation.py, plan.py)."""
 
 from inheritune.pipeline.direct import inherit, prepare, scan
 from inheritune.pipeline.evaluation import Asked, evaluate, list_datasets, write_tasks
+from inheritune.pipeline.plan import Circumstances, make_plan
 from inheritune.pipeline.stages import run
 
-__all__ = ["Asked", "evaluate", "inherit", "list_datasets", "prepare", "run", "scan", "write_tasks"]
+__all__ = [
+    "Asked",
+    "Circumstances",
+    "evaluate",
+    "inherit",
+    "list_datasets",
+    "make_plan",
+    "prepare",
+    "run",
+    "scan",
+    "write_tasks",
+]
