@@ -448,7 +448,7 @@ def test_max_steps_stand_for_tokens(tmp_path: Path) -> None:
 @pytest.mark.parametrize("width", [76, 120])
 def test_tables_fit_the_terminal(width: int) -> None:
     plan = make_plan(load_recipe("growth_demo"), dataclasses.replace(A6000, price=1.0), quick=True)
-    tables = [line.plain for line in render_plan(plan, width=width).renderables if hasattr(line, "plain")]  # type: ignore[union-attr]
+    tables = [line.plain for line in render_plan(plan, width=width).renderables if hasattr(line, "plain")]
     rows = [line for line in tables if re.search(r"^(all|round|random)", line)]
     assert len(rows) > 10
     assert max(map(len, rows)) <= width
