@@ -392,7 +392,7 @@ def test_quick_predicts_no_activations(tmp_path: Path, monkeypatch: pytest.Monke
     assert "4 layers" in what
     assert "64 steps of 512" in what
     assert "NVIDIA RTX A6000" in takes
-    assert "48.0 GiB for weights, gradients and moments" in needs
+    assert "48 GiB for weights, gradients and moments" in needs
 
 
 def test_disk_by_hand(tmp_path: Path) -> None:

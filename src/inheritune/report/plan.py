@@ -80,7 +80,7 @@ def _needs(plan: Record) -> str:
     memory = plan["memory"]
     size = plan["state_bytes"] if memory is None else memory["total_bytes"]
     what = " for weights, gradients and moments, activations besides" if memory is None else " at the peak of a step"
-    needed = f"{size / _GIB:.1f} of {device['memory_bytes'] / _GIB:.1f} GiB{what}"
+    needed = f"{size / _GIB:.3g} of {device['memory_bytes'] / _GIB:.3g} GiB{what}"
     return f"  Memory: {needed}. Disk: up to {plan['disk']['total_bytes'] / _GB:.3g} GB."
 
 
