@@ -26,7 +26,7 @@ from inheritune.pipeline.planned_memory import Fitting, extrapolated
 from inheritune.pipeline.planned_models import Planned, parameters_by_part
 from inheritune.pipeline.step_timing import timed
 from inheritune.recipe import load_recipe
-from inheritune.reference import outline, weightless
+from inheritune.reference import outline, prefix_parameters, weightless
 from inheritune.report import render_plan, three_lines
 from inheritune.tokens import TrainingBlocks
 
@@ -176,6 +176,13 @@ def test_a_packaged_recipe_is_planned_without_a_network(name: str) -> None:
         assert sum(one["parts"].values()) == one["parameters"]
         assert "other" not in one["parts"]
     assert len(three_lines(plan)) == 3
+
+
+@pytest.mark.parametrize("name", ["smollm2", "smollm2_gpu"])
+def test_half_of_smollm2_is_planned_without_a_network(name: str) -> None:
+    plan = make_plan(load_recipe(name), Circumstances(device="a100"), quick=True)
+    sizes = {one["name"]: one["parameters"] for one in plan["models"]}
+    assert (plan["reference"]["parameters"], sizes) == (134_515_008, {"target": 81_413_568, "random": 81_413_568})
 
 
 def test_parts_by_hand() -> None:
@@ -486,3 +493,23 @@ def test_a_run_says_first_what_it_will_take(tmp_path: Path, text_file: Path, lla
     assert heard.lines[0].startswith("Plan: 2 of 4 layers")
     assert "FLOPs on" in heard.lines[1]
     assert heard.lines[2].strip().startswith("Memory:")
+
+
+@pytest.mark.parametrize(("word", "budget"), [("probe:3", None), ("probe:3", 100_000), ("probe:{}", None)])
+def test_a_probe_is_counted(word: str, budget: int | None, tmp_path: Path, llama_directory: Path) -> None:
+    whole = outline(str(llama_directory), fetch=False)[0].skeleton
+    sizes = prefix_parameters(whole)
+    text = (
+        f"reference: {llama_directory}\n"
+        "data: {sources: [x.txt], tokens: 131073, sequence_length: 64, validation_tokens: 1K, development_tokens: 1K}\n"
+        "train: {batch_sequences: 8, micro_batch_sequences: 4, warmup_steps: 2, compile: never}\n"
+    )
+    flags = ["--inherit.layers", word.format(f"{sizes[2] / 1000:.3f}K")]
+    flags += ["--inherit.probe_tokens", str(budget)] if budget else []
+    plan = make_plan(recipe_of(tmp_path, text, tuple(flags)), A6000, quick=True)
+    models = {one["name"]: one for one in plan["models"]}
+    assert (models["target"]["layers"], models["target"]["parameters"]) == (3, sizes[2])
+    assert models["probe"]["tokens"] == (budget or 131_072 // 2)
+    assert models["probe"]["training_flops"] / models["probe"]["tokens"] == models["target"]["flops_per_token"]
+    assert plan["total"]["training_flops"] == sum(one["training_flops"] for one in plan["models"])
+    assert any("measured on text" in note for note in plan["notes"])

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from inheritune import surgery
 from inheritune.config import Recipe
 from inheritune.console import Console
 from inheritune.costs import Claim, Spending, Training, judged, spending
@@ -165,11 +166,12 @@ class _Planning:
             )
             depths = planned_depths(recipe.grow, models.reference.layers)
             return [*own, *self._rounds(depths), *models.controls_beside(self._round_indices(depths[-1]))]
-        indices, note = indices_of(recipe, models.reference.layers)
+        indices, note = indices_of(recipe, models.reference)
         self._notes += [note] if note is not None else []
         other = [models.of(models.target, indices, name="other-data")] if recipe.compare is not None else []
         controls = [models.of(arm, indices) for arm in models.controls]
-        return [models.of(models.target, indices), *other, *controls]
+        probe = [models.probe(indices)] if surgery.is_probe(recipe.inherit.layers) else []
+        return [*probe, models.of(models.target, indices), *other, *controls]
 
     def _round_indices(self, depth: int) -> Indices:
         assert self._models.reference is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,9 +15,10 @@ from inheritune.arms import CUT, Arm, canonical_init, control_arm, target_arm
 from inheritune.config import Recipe, TrainConfig
 from inheritune.costs import Data
 from inheritune.errors import Refused
-from inheritune.pipeline import checks
+from inheritune.pipeline import checks, probing
 from inheritune.pipeline.models import for_arm
 from inheritune.planning import training_flops_per_token
+from inheritune.probing import MOST_OF_A_COUNT
 from inheritune.reference import LOADING_ERRORS, Reference, block_list, one_line, parameters, weightless
 from inheritune.schedule import validation_interval
 from inheritune.tokens import Prepared, open_prepared
@@ -110,6 +112,12 @@ class Models:
         if indices not in self._cut:
             self._cut[indices] = surgery.fitting_config(self.reference, indices)[1]
         return self._cut[indices]
+
+    def probe(self, indices: Indices) -> Planned:
+        """The candidates of a probe, trained together: they are of one size, and not all of the budget may be used."""
+        one = self.of(self.target, indices, name="probe")
+        tokens = probing.budget(self.recipe, self.steps, MOST_OF_A_COUNT)
+        return dataclasses.replace(one, steps=tokens // (one.tokens // one.steps), tokens=tokens, repeats=1)
 
     def of(self, arm: Arm, indices: Indices, *, name: str = "", steps: int | None = None) -> Planned:
         """An arm's training, where the target has these layers.
@@ -267,13 +275,16 @@ def _vocabulary(recipe: Recipe, prepared: Prepared | None) -> int:
         raise Refused(f"architecture.tokenizer: {made} cannot be read: {one_line(error)}") from error
 
 
-def indices_of(recipe: Recipe, total: int) -> tuple[Indices, str | None]:
+def indices_of(recipe: Recipe, reference: Reference) -> tuple[Indices, str | None]:
     """The target's layers, and a note where they stand for as many that are yet to be chosen on text."""
     word = recipe.inherit.layers
-    indices = surgery.parse_layers(word, total)
+    indices = surgery.parse_layers(word, reference.layers)
     if indices is not None:
         return indices, None
-    count = surgery.measured(word, total)[1]
+    if surgery.is_probe(word):
+        count = probing.layers_asked(recipe.inherit, reference)
+    else:
+        count = surgery.measured(word, reference.layers)[1]
     return tuple(
         range(count)
     ), f"which {count} layers {word} chooses is measured on text; the first {count} stand for them"

@@ -25,7 +25,7 @@ from inheritune.reference.finding import (
 from inheritune.reference.internals import Naming, align, cast_as_loaded, quiet, weightless, whole_sequences
 from inheritune.reference.outlining import outline, outlined
 from inheritune.reference.streaming import streamed
-from inheritune.reference.structure import block_list, eval_mode, final_norm, fresh, parameters
+from inheritune.reference.structure import block_list, eval_mode, final_norm, fresh, parameters, prefix_parameters
 from inheritune.reference.weights import DTYPES, StoredTensor, WeightReader, one_line
 
 __all__ = [
@@ -51,6 +51,7 @@ __all__ = [
     "outline",
     "outlined",
     "parameters",
+    "prefix_parameters",
     "quiet",
     "streamed",
     "weightless",
