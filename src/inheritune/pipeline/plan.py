@@ -40,7 +40,7 @@ from inheritune.reference import Reference
 
 Record = dict[str, Any]
 
-_MOST_TIMED_SECONDS = 15.0
+_MOST_TIMED_SECONDS = 30.0
 """A step is timed where it is foreseen to take no longer than this."""
 _SHORT_SECONDS = 0.02
 """A step of a few layers is some hundred kernels, forward, backward and optimiser, of about 10 microseconds each to
