@@ -26,6 +26,16 @@ LEDGER = {
     "train target": {"seconds": 92.4, "tokens": 4_096_000, "flops": 1.2345e15, "tokens_per_second": 44_300.0},
     "train random": {"seconds": 90.1, "tokens": 4_096_000, "flops": 1.2345e15, "tokens_per_second": 45_400.0},
 }
+TOTAL = {
+    "arms": {
+        "target": {"state": "finished", "steps": 1000, "flops": 1.2345e15, "wall_hours": 0.0281, "gaps": {}},
+        "random": {"state": "finished", "steps": 1000, "flops": 1.2345e15, "wall_hours": None, "gaps": {}},
+    },
+    "training": {"steps": 2000, "flops": 2.469e15, "wall_hours": 0.0281, "gaps": {"wall_hours": ["train random"]}},
+    "other_seconds": {"prepare": 8.1},
+    "wall_hours": 0.0303,
+    "gaps": {"wall_hours": ["train random"]},
+}
 SETS = ("held-out", "general text", "development")
 SPENT = {"tokens_trained": 4_096_000, "unique_tokens": 1_024_000, "passes": 4, "flops": 1.2345e15}
 
@@ -143,7 +153,7 @@ def make_run(run: Path) -> Path:
             "tensors": tensors,
             "proof": {"largest_difference": 0.0, "layers_compared": 4},
         },
-        "ledger": LEDGER,
+        "ledger": LEDGER | {"total": TOTAL},
     }
     for name, record in records.items():
         (run / f"{name}.json").write_text(json.dumps(record), encoding="utf-8")

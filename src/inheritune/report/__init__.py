@@ -6,11 +6,12 @@ they are used; this package imports no torch. An evaluation comes as tables, as 
 a plan as tables.
 """
 
+from inheritune.report.content import usage
 from inheritune.report.degeneracy import degeneracy_svg, degeneracy_table
 from inheritune.report.evaluation import latex_evaluation, markdown_evaluation, render_evaluation
 from inheritune.report.evaluation_figure import evaluation_svg
 from inheritune.report.model_card import card_with_results, model_index
-from inheritune.report.page import usage, write_report
+from inheritune.report.page import render_report, write_comparison, write_report
 from inheritune.report.plan import render_plan, three_lines
 from inheritune.report.scan import scan_svg, scan_table
 from inheritune.report.table import Row, markdown_table, render_table, table_rows
@@ -29,6 +30,7 @@ __all__ = [
     "model_index",
     "render_evaluation",
     "render_plan",
+    "render_report",
     "render_table",
     "render_table4",
     "scan_svg",
@@ -37,5 +39,6 @@ __all__ = [
     "table_rows",
     "three_lines",
     "usage",
+    "write_comparison",
     "write_report",
 ]

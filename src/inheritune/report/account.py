@@ -8,12 +8,13 @@ from typing import Any
 from inheritune.report.numbers import NOT_APPLICABLE, by_key, flat, number_of
 from inheritune.report.table import dict_of
 
-_MOST_TENSORS = 1500
+MOST_TENSORS = 1500
+"""Rows of the account on a page."""
 _MOST_MODULE_NAMES = 2
 _MOST_IGNORED = 40
 
 
-def _indices(values: Any) -> str:
+def indices(values: Any) -> str:
     """Layer indices with runs joined: 0–3, 7."""
     if not isinstance(values, list) or not values:
         return NOT_APPLICABLE
@@ -70,7 +71,7 @@ def _layers(inheritance: Mapping[str, Any]) -> str:
     Of a reference that was quantised also in what.
     """
     kept, word, init = (inheritance.get(key) for key in ("layers_kept", "layers_word", "init"))
-    text = _indices(kept)
+    text = indices(kept)
     if word is not None and str(word).replace("-", "–").replace(",", ", ") != text:
         text += f" ({word})"
     text = f"{text}, init {init}" if init is not None else text
@@ -78,12 +79,17 @@ def _layers(inheritance: Mapping[str, Any]) -> str:
     return f"{text}; the reference dequantised from {kind}" if isinstance(kind, str) else text
 
 
-def account_of(inheritance: Mapping[str, Any]) -> dict[str, Any]:
-    """The account of the surgery: how many tensors are inherited, tied or fresh, and a row for each."""
+def account_of(inheritance: Mapping[str, Any], most: int = MOST_TENSORS) -> dict[str, Any]:
+    """The account of the surgery: how many tensors are inherited, tied or fresh, and a row for each.
+
+    Args:
+        inheritance: `inheritance.json`'s record.
+        most: rows that are shown.
+    """
     listed = inheritance.get("tensors")
     tensors = [tensor for tensor in listed if isinstance(tensor, dict)] if isinstance(listed, list) else []
     statuses = [str(tensor.get("status", "unknown")) for tensor in tensors]
-    rows = [_tensor(tensor) for tensor in tensors[:_MOST_TENSORS]]
+    rows = [_tensor(tensor) for tensor in tensors[:most]]
     ignored = inheritance.get("ignored")
     ignored = [str(name) for name in ignored] if isinstance(ignored, list) else []
     return {
@@ -91,7 +97,7 @@ def account_of(inheritance: Mapping[str, Any]) -> dict[str, Any]:
         "counts": [(status, statuses.count(status)) for status in dict.fromkeys(statuses)],
         "rows": rows,
         "modules": any(row["module"] for row in rows),
-        "left_out": max(0, len(tensors) - _MOST_TENSORS),
+        "left_out": max(0, len(tensors) - most),
         "ignored": ignored[:_MOST_IGNORED],
         "ignored_left_out": max(0, len(ignored) - _MOST_IGNORED),
         "proof": _proof(dict_of(inheritance.get("proof"))),

@@ -1,4 +1,4 @@
-"""The curves: metrics into panels against tokens, panels into an SVG element of text and CSS colours."""
+"""The curves: metrics into panels against tokens, panels into an SVG element of text and CSS colours, or into a PDF."""
 
 from __future__ import annotations
 
@@ -11,15 +11,25 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from inheritune.report.numbers import count, number_of
+from inheritune.report.numbers import count, flops, number_of
 from inheritune.report.table import by_set, colour_names, dict_of, judging_set, models_of, ordered_sets
 from inheritune.result import title_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Points = list[tuple[float, float]]
-"""(tokens trained or steps, loss in nats a token), in order."""
+"""(tokens trained, or what else the axis across has; loss in nats a token), in order."""
+
+ACROSS = {
+    "tokens": "Tokens trained",
+    "steps": "Steps",
+    "FLOPs": "Training FLOPs",
+    "hours": "Training time, hours",
+    "minutes": "Training time, minutes",
+}
+"""By unit what the axis across is called."""
 
 # The page and the figure share these colours: on light backgrounds, and their twins for dark ones.
 _INK, _DARK_INK = "#1d1e22", "#e8e8ea"
@@ -51,7 +61,7 @@ _OTHER_MARKS: list[tuple[str, Any]] = [
 
 _LABEL_CHARACTERS = 16  # a line, in the room that is left for labels at either size
 _MOST_PANELS = 6
-_MOST_POINTS = 300
+_MOST_POINTS = 150  # a page has every curve eight times: on four axes, wide and narrow
 
 
 @dataclass(frozen=True)
@@ -68,7 +78,7 @@ class Panel:
     low: float
     high: float
     unit: str = "tokens"
-    """What the curves are drawn against: tokens or steps."""
+    """What the curves are drawn against, of `ACROSS`."""
     titles: Mapping[str, str] = field(default_factory=dict)
     """What models are called here, where tables call them something else."""
     digits: int = 2
@@ -81,7 +91,13 @@ class Panel:
     @property
     def across(self) -> str:
         """What the axis across is called."""
-        return "Tokens trained" if self.unit == "tokens" else self.unit.capitalize()
+        return ACROSS[self.unit]
+
+    def place(self, value: float) -> str:
+        """A place on the axis across as text."""
+        if self.unit in ("tokens", "steps"):
+            return count(value)
+        return flops(value) if self.unit == "FLOPs" else f"{value:.3g}"
 
     @property
     def above(self) -> list[str]:
@@ -96,7 +112,7 @@ class Panel:
         parts = [f"Validation loss on {self.name}, nats a token, against {self.across.lower()}."]
         for name, points in self.lines.items():
             (first, start), (last, end) = points[0], points[-1]
-            fall = f"from {start:.3f} at {count(first)} to {end:.3f} at {count(last)} {self.unit}"
+            fall = f"from {start:.3f} at {self.place(first)} to {end:.3f} at {self.place(last)} {self.unit}"
             parts.append(f"{self.title(name)}: {fall}.")
         parts += [f"Reference: {self.reference:.3f}."] if self.reference is not None else []
         parts += [f"Reference cut to the target’s layers, untrained: {self.cut:.3f}."] if self.cut is not None else []
@@ -242,11 +258,7 @@ def _draw_panel(axes: Axes, panel: Panel, size: float) -> None:
     axes.set_title(panel.name, loc="left", fontsize=size + 1, fontweight="bold", color=_INK, parse_math=False, pad=10)
     roomy = axes.get_position().width * axes.figure.get_figwidth() * 72 > 300  # type: ignore[union-attr]
     axes.xaxis.set_major_locator(MaxNLocator(6 if roomy else 3))
-    axes.xaxis.set_major_formatter(
-        FuncFormatter(
-            lambda value, _: re.sub(r"\.?0+(?=[KMBT])", "", count(value)) if "." in count(value) else count(value)
-        )
-    )
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(panel, value)))
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.grid(axis="y", color=_INK, alpha=0.13, linewidth=0.8)
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -256,8 +268,14 @@ def _draw_panel(axes: Axes, panel: Panel, size: float) -> None:
     _draw_labels(axes, panel, size)
 
 
+def _tick(panel: Panel, value: float) -> str:
+    """A place on the axis across, without decimals that say nothing: 10M, 2.5B, 2e12."""
+    text = panel.place(value)
+    return re.sub(r"\.?0+(?=[KMBTe])", "", text) if "." in text else text
+
+
 def draw_curves(panels: list[Panel], narrow: bool = False, prefix: str = "") -> str:
-    """Validation loss (nats a token) against tokens or steps, a panel a set, as an SVG element of text and CSS colours.
+    """Validation loss (nats a token), a panel a set, as an SVG element of text and CSS colours.
 
     Args:
         panels: at least one.
@@ -265,7 +283,33 @@ def draw_curves(panels: list[Panel], narrow: bool = False, prefix: str = "") -> 
             width and the others two in a row. A unit is a CSS pixel at the size it is meant for.
         prefix: of its ids, where the page has another figure.
     """
+    svg = _written(panels, narrow, "svg", {"Creator": None, "Date": None, "Format": None, "Type": None}, clear=True)
+    return _for_the_page(svg.decode("utf-8"), prefix + ("n-" if narrow else "w-"))
+
+
+def curves_pdf(panels: list[Panel]) -> bytes:
+    """The same figure, wide, as a PDF for print: dark lines and text on nothing; the same panels give the same bytes.
+
+    Args:
+        panels: at least one.
+    """
+    return _written(panels, False, "pdf", {"Creator": None, "Producer": None, "CreationDate": None}, clear=False)
+
+
+def _written(panels: list[Panel], narrow: bool, kind: str, metadata: dict[str, None], *, clear: bool) -> bytes:
+    """The figure as a file of a kind."""
     import matplotlib as mpl
+
+    settings: Any = {"svg.hashsalt": "inheritune", "svg.fonttype": "none", "pdf.fonttype": 42}
+    with mpl.rc_context(settings), warnings.catch_warnings():
+        # A set's name may be in any script; the browser, not matplotlib, finds the font.
+        warnings.filterwarnings("ignore", message=".*[Gg]lyph.*")
+        buffer = io.BytesIO()
+        _figure(panels, narrow).savefig(buffer, format=kind, transparent=clear, metadata=metadata)
+    return buffer.getvalue()
+
+
+def _figure(panels: list[Panel], narrow: bool) -> Figure:
     from matplotlib.figure import Figure
 
     columns, width, size = (1, 350, 11.0) if narrow else (2, 720, 12.0)
@@ -275,25 +319,18 @@ def draw_curves(panels: list[Panel], narrow: bool = False, prefix: str = "") -> 
     least = [250 if narrow else 340, *[230 if narrow else 250] * (len(rows) - 1)]
     needed = [max(math.ceil(sum(_room(text, size) for _, text, _ in _labels(panel))) for panel in row) for row in rows]
     heights = [max(low, above + need + below) for low, need in zip(least, needed, strict=True)]
-    settings: Any = {"svg.hashsalt": "inheritune", "svg.fonttype": "none", "font.size": size}
-    with mpl.rc_context(settings), warnings.catch_warnings():
-        # A set's name may be in any script; the browser, not matplotlib, finds the font.
-        warnings.filterwarnings("ignore", message=".*[Gg]lyph.*")
-        figure = Figure(figsize=(width / 72, sum(heights) / 72))
-        top = 0
-        for row, (shown, height) in enumerate(zip(rows, heights, strict=True)):
-            cell = width if row == 0 else width / columns
-            for column, panel in enumerate(shown):
-                bottom = sum(heights) - top - height + below
-                box = (column * cell + left, bottom, cell - left - right, height - above - below)
-                axes = figure.add_axes((box[0] / width, box[1] / sum(heights), box[2] / width, box[3] / sum(heights)))
-                _draw_panel(axes, panel, size)
-                axes.set_xlabel(panel.across, color=_INK, fontsize=size, loc="left")
-            top += height
-        buffer = io.StringIO()
-        no_metadata = {"Creator": None, "Date": None, "Format": None, "Type": None}
-        figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
-    return _for_the_page(buffer.getvalue(), prefix + ("n-" if narrow else "w-"))
+    figure = Figure(figsize=(width / 72, sum(heights) / 72))
+    top = 0
+    for row, (shown, height) in enumerate(zip(rows, heights, strict=True)):
+        cell = width if row == 0 else width / columns
+        for column, panel in enumerate(shown):
+            bottom = sum(heights) - top - height + below
+            box = (column * cell + left, bottom, cell - left - right, height - above - below)
+            axes = figure.add_axes((box[0] / width, box[1] / sum(heights), box[2] / width, box[3] / sum(heights)))
+            _draw_panel(axes, panel, size)
+            axes.set_xlabel(panel.across, color=_INK, fontsize=size, loc="left")
+        top += height
+    return figure
 
 
 def _for_the_page(svg: str, prefix: str) -> str:
@@ -302,6 +339,8 @@ def _for_the_page(svg: str, prefix: str) -> str:
     element = re.sub(r"<defs>\s*<style[^>]*>.*?</style>\s*</defs>", "", element, flags=re.DOTALL)
     element = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}", element)
     element = re.sub(r"font-family: [^;\"]*;? ?", "", element)
+    # Hundredths of a pixel are enough: with all of matplotlib's digits the paths are twice as long.
+    element = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), element)
     for colour, variable in _VARIABLES.items():
         element = element.replace(colour, variable)
     return re.sub(r'(<svg [^>]*?)width="[\d.]+pt" height="[\d.]+pt"', r"\1", element, count=1)

@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 
-__all__ = ["is_share", "latex_evaluation", "line_title", "markdown_evaluation", "render_evaluation", "shown"]
+__all__ = [
+    "evaluation_sheets",
+    "is_share",
+    "latex_evaluation",
+    "line_title",
+    "markdown_evaluation",
+    "render_evaluation",
+    "shown",
+]
 
 _OVERALL = {
     "better": "beats {} by more than two standard errors",
@@ -333,7 +341,7 @@ def _verdict_sheet(evaluation: Evaluation) -> Sheet | None:
     return Sheet(_title(evaluation, "Verdicts"), _VERDICT, tuple(rows), 3, (BOLD_RULE,))
 
 
-def _sheets(evaluation: Evaluation) -> list[Sheet]:
+def evaluation_sheets(evaluation: Evaluation) -> list[Sheet]:
     """The tables of an evaluation, that of the scores first."""
     found = (_score_sheet(evaluation), _verdict_sheet(evaluation), _paired_sheet(evaluation))
     return [sheet for sheet in found if sheet is not None] + list(_published_sheets(evaluation))
@@ -356,7 +364,7 @@ def render_evaluation(evaluation: Evaluation, *, width: int = 80) -> Group:
 
 def markdown_evaluation(evaluation: Evaluation) -> str:
     """An evaluation as Markdown: a table each for scores, paired differences and published figures, with notes."""
-    return "\n".join(_markdown(sheet) for sheet in _sheets(evaluation))
+    return "\n".join(_markdown(sheet) for sheet in evaluation_sheets(evaluation))
 
 
 def _markdown(sheet: Sheet) -> str:
@@ -398,7 +406,9 @@ _LATEX = {
 
 def latex_evaluation(evaluation: Evaluation) -> str:
     """An evaluation as LaTeX tables for the packages `booktabs` and `fontenc` with `T1`."""
-    return "% \\usepackage[T1]{fontenc} \\usepackage{booktabs}\n" + "\n".join(map(_latex, _sheets(evaluation)))
+    return "% \\usepackage[T1]{fontenc} \\usepackage{booktabs}\n" + "\n".join(
+        map(_latex, evaluation_sheets(evaluation))
+    )
 
 
 def _latex(sheet: Sheet) -> str:

@@ -109,6 +109,30 @@ def _score_rows(evaluation: Evaluation) -> Iterator[_Row]:
             yield _Row(f"  {name}", "", ("", ""), tuple((value, "") for value in values), beside=True)
 
 
+def short_sheet(evaluation: Evaluation) -> Sheet:
+    """The scores in short as one table, a row a line: the metric that the suite names alone.
+
+    Args:
+        evaluation: what is shown.
+    """
+    rows = [
+        (one.task.strip(), one.rows, *one.levels, *(f"{number} {marks}".strip() for number, marks in one.cells))
+        for one in _score_rows(evaluation)
+        if not one.beside
+    ]
+    lines = [line for line in evaluation.lines if line.gap is None or is_scored(evaluation, line)]
+    notes = [*_legend(evaluation, lines), _not_all_rows(evaluation, lines)]
+    notes += [f"{line.title} was {_gap(evaluation, line)}" for line in evaluation.lines if line.gap is not None]
+    unneeded = ("Rescaled:", "Rows cut:")  # what goes with a score stands in the whole tables
+    header = ("Task", "Rows", "Chance", "Majority", *(model.name for model in evaluation.models))
+    kept = tuple(note for note in notes if note and not note.startswith(unneeded))
+    return Sheet(f"Scores, suite {evaluation.suite}", header, tuple(rows), 1, kept)
+
+
+def _gap(evaluation: Evaluation, line: Line) -> str:
+    return f"{'evaluated only in part' if is_scored(evaluation, line) else 'not evaluated'}: {line.gap}"
+
+
 def _task(line: Line) -> str:
     """`piqa`, `mmlu, 10 of 57 subjects, 5-shot`, `wikitext word_perplexity ↓`."""
     metric = f" {line.metric}" if line.metric not in ("acc", "") else ""
@@ -252,11 +276,7 @@ def _score_notes(evaluation: Evaluation, layout: _Layout) -> Iterator[str]:
         )
         yield " ".join([f"Chance: {chance}."] * bool(chance) + [f"Best constant answer: {constant}."] * bool(constant))
     yield _not_all_rows(evaluation, lines)
-    gaps = [
-        (line.name, f"{'evaluated only in part' if is_scored(evaluation, line) else 'not evaluated'}: {line.gap}")
-        for line in evaluation.lines
-        if line.gap is not None
-    ]
+    gaps = [(line.name, _gap(evaluation, line)) for line in evaluation.lines if line.gap is not None]
     for said, names in _alike(gaps).items():
         yield f"{', '.join(names)} {'was' if len(names) == 1 else 'were'} {said}"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -72,14 +72,18 @@ def ordered_sets(judge: str, found: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: (name != judge, name == "development"))
 
 
+def training_of(name: str, result: Mapping[str, Any], ledger: Mapping[str, Any]) -> dict[str, Any]:
+    """What the ledger has of a model's training; of a target that grew, of its round's."""
+    round_layers = dict_of(models_of(result).get("target")).get("layers") if "growth" in result else None
+    stage = f"round-{round_layers}" if name == "target" and "growth" in result else name
+    return dict_of(ledger.get(f"train {stage}"))
+
+
 def _seconds(result: Mapping[str, Any], ledger: Mapping[str, Any]) -> dict[str, Any]:
     """What each trained model's training took, by name: the result's word, else the ledger's."""
-    models = models_of(result)
-    stages = {name: f"train {name}" for name in models}
-    if "growth" in result:  # the target is one of the rounds
-        stages["target"] = f"train round-{dict_of(models.get('target')).get('layers')}"
     return {
-        name: model.get("seconds", dict_of(ledger.get(stages[name])).get("seconds")) for name, model in models.items()
+        name: model.get("seconds", training_of(name, result, ledger).get("seconds"))
+        for name, model in models_of(result).items()
     }
 
 
@@ -91,26 +95,45 @@ def table_rows(result: Mapping[str, Any], ledger: Mapping[str, Any] | None = Non
         ledger: `ledger.json`'s record, for the time that training took.
     """
     models, judge = models_of(result), judging_set(result)
+    before = dict_of(result.get("before"))
+    starts = [dict_of(before.get(name)).get(judge) for name in models]
+    titles = tuple(title_of(name) for name in models)
+    return measured_rows(titles, [*models.values()], judge, starts, [*_seconds(result, ledger or {}).values()])
+
+
+def measured_rows(
+    titles: tuple[str, ...],
+    models: Sequence[Mapping[str, Any]],
+    judge: str,
+    starts: Sequence[Any],
+    seconds: Sequence[Any],
+) -> list[Row]:
+    """Models beside each other: a header row with their titles, then a row for each measure.
+
+    Args:
+        titles: of the columns.
+        models: for each column what `result.json` has of its model.
+        judge: the validation set that comes first.
+        starts: each model's loss on it before training, nats a token; None where there is none.
+        seconds: what each model's training took.
+    """
 
     def row(label: str, unit: str, key: str, shown: Any) -> Row:
-        return Row(label, unit, tuple(shown(model.get(key)) for model in models.values()))
+        return Row(label, unit, tuple(shown(model.get(key)) for model in models))
 
-    titles = tuple(title_of(name) for name in models)
     rows = [Row("", "", titles), row("Layers", "", "layers", plain), row("Parameters", "", "parameters", count)]
     for label, unit, key, shown in (
         ("Loss", "nats a token", "validation_losses", decimals),
         ("Bits a byte", "", "bits_per_byte", decimals),
         ("Next-token accuracy", "", "accuracy", percent),
     ):
-        values = [by_set(model, key, judge) for model in models.values()]
+        values = [by_set(model, key, judge) for model in models]
         names = ordered_sets(judge, (name for measured in values for name in measured))
         measures = [(name, tuple(shown(measured.get(name)) for measured in values)) for name in names]
         if len(names) > 1:
             rows += [Row(label, unit, ()), *(Row(name, unit, cells, within=label) for name, cells in measures)]
         else:
             rows += [Row(f"{label}, {name}", unit, cells) for name, cells in measures]
-    before = dict_of(result.get("before"))
-    starts = [dict_of(before.get(name)).get(judge) for name in models]
     if any(value is not None for value in starts):
         rows.append(Row(f"Initial loss, {judge}", "", tuple(map(decimals, starts))))
     return [
@@ -119,7 +142,7 @@ def table_rows(result: Mapping[str, Any], ledger: Mapping[str, Any] | None = Non
         row("Unique tokens", "", "unique_tokens", count),
         row("Passes", "", "passes", plain),
         row("Training FLOPs", "", "flops", flops),
-        Row("Training time", "", tuple(duration(value) for value in _seconds(result, ledger or {}).values())),
+        Row("Training time", "", tuple(map(duration, seconds))),
     ]
 
 
