@@ -15,10 +15,11 @@ from inheritune.errors import Refused
 from inheritune.report.axes import Scales
 from inheritune.report.content import Limits, RunRecords, read_run, run_content
 from inheritune.report.curves import Panel, panels_of
-from inheritune.report.evaluation_numbers import Sheet, short_number
+from inheritune.report.evaluation_numbers import short_number
 from inheritune.report.figures import figures_of, numbers_behind
 from inheritune.report.numbers import NOT_APPLICABLE, decimals, number_of, percent
 from inheritune.report.sections import evaluation_of
+from inheritune.report.sheets import Sheet
 from inheritune.report.table import Row, by_set, colour_names, dict_of, judging_set, measured_rows, training_of
 from inheritune.scores import Evaluation
 

@@ -12,9 +12,12 @@ NOT_APPLICABLE = "–"
 
 def number_of(value: Any) -> float | None:
     """The value where it is a finite number, else None."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return value
+    try:
+        return value if math.isfinite(float(value)) else None
+    except OverflowError:  # a whole number beyond every float
+        return None
 
 
 def count(value: Any) -> str:
@@ -71,6 +74,16 @@ def plain(value: Any) -> str:
     """A number as it is, to two decimals at most: layers, passes."""
     number = number_of(value)
     return NOT_APPLICABLE if number is None else f"{round(number, 2):,.12g}"
+
+
+def significant(value: Any) -> str:
+    """Hours, energy or money to three digits: 0.0123, 4.56, 5,280."""
+    number = number_of(value)
+    if number is None:
+        return NOT_APPLICABLE
+    if 0 < number < 0.001:
+        return "<0.001"
+    return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
 
 
 def by_key(key: str, value: Any) -> str:

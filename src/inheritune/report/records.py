@@ -36,6 +36,8 @@ def read_record(run: Path, name: str, kind: type, gaps: dict[str, str]) -> Any:
             gaps[name] = f"{name} is not in the run directory"
             return kind()
         record = _READERS[path.suffix](path)
+        if rb"\ud" in path.read_bytes().lower():
+            record = _printable(record)
     except (ValueError, OSError, Failed) as error:
         gaps[name] = f"{name} cannot be read: {error}"
         return kind()
@@ -43,6 +45,15 @@ def read_record(run: Path, name: str, kind: type, gaps: dict[str, str]) -> Any:
         gaps[name] = f"{name} holds no record"
         return kind()
     return record
+
+
+def _printable(value: Any) -> Any:
+    """A record whose text can be written: JSON may escape halves of characters, which no encoding has."""
+    if isinstance(value, dict):
+        return {_printable(key): _printable(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_printable(one) for one in value]
+    return value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else value
 
 
 def file_stem(name: str) -> str | None:

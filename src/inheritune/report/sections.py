@@ -13,10 +13,10 @@ from inheritune.report.curves import STANDALONE_STYLE
 from inheritune.report.degeneracy import degeneracy_svg
 from inheritune.report.evaluation import evaluation_sheets
 from inheritune.report.evaluation_figure import evaluation_svg
-from inheritune.report.evaluation_numbers import Sheet
 from inheritune.report.evaluation_terminal import short_sheet
 from inheritune.report.numbers import NOT_APPLICABLE, count, decimals, duration, flops, number_of, percent, plain
 from inheritune.report.records import Record, read_record
+from inheritune.report.sheets import Sheet
 from inheritune.report.table import dict_of
 from inheritune.result import title_of
 from inheritune.scores import Evaluation
