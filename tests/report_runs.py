@@ -29,7 +29,9 @@ def evaluation() -> dict[str, Any]:
     known: dict[str, Any] = {"better": "higher", "tasks": ("piqa",), "whole": True, "selection": None, "majority": None}
     lines = (
         Line("piqa", "piqa", 0, "acc", rows=1838, rows_in_split=1838, chance=0.5, **known),
-        Line("boolq", f"boolq {MARKUP}", 5, "acc", rows=100, rows_in_split=3270, chance=0.5, **known | {"whole": False}),
+        Line(
+            "boolq", f"boolq {MARKUP}", 5, "acc", rows=100, rows_in_split=3270, chance=0.5, **known | {"whole": False}
+        ),
     )
     scores = {
         "target": {"piqa": score(0.612, 0.0114), "boolq": score(0.51, 0.05)},

@@ -427,16 +427,65 @@ def _evaluate(words: list[str]) -> None:
 def _report(words: list[str]) -> None:
     parser = _bare_parser("report")
     parser.add_argument("run", type=str, nargs="+", help="run directories")
-    namespace = _plain(parser, words)
+    parser.add_argument(
+        "--out", type=str | None, default=None, help="the directory that is written; of several RUNs: one page of all"
+    )
+    parser.add_argument("--markdown", action="store_true", help="write the tables in Markdown, too: report.md")
+    parser.add_argument("--latex", action="store_true", help="write the tables in LaTeX, too: report.tex")
+    parser.add_argument("--svg", action="store_true", help="write the curves on every axis as SVG, too")
+    parser.add_argument("--pdf", action="store_true", help="write the curves on every axis as PDF, too")
+    parser.add_argument(
+        "--watch", action="store_true", help="serve the page on 127.0.0.1 and draw it anew while the runs go on"
+    )
+    parser.add_argument("--port", type=int, default=0, help="--watch: of the server (default: one that is free)")
+    given = _plain(parser, words)
+    runs = [_directory(run, "RUN") for run in given.run]
+    out = _directory(given.out) if given.out is not None else None
+    kinds = [kind for kind in ("markdown", "latex", "svg", "pdf") if getattr(given, kind)]
+    if given.watch and (out is not None or kinds):
+        flag = "--out" if out is not None else f"--{kinds[0]}"
+        raise Refused(f"report: --watch writes nothing; leave out {flag}")
+    if not given.watch and given.port:
+        raise Refused("report: --port belongs to --watch")
+    if given.watch:
+        _watch(runs, given.port)
+        return
     from inheritune.console import Console
-    from inheritune.report import render_table4, write_report
+    from inheritune.report import check_runs, render_table4, write_comparison, write_exports, write_report
+
+    check_runs(runs)
+    if out is not None and out.exists() and not out.is_dir():
+        raise Refused(f"--out {out}: a file, not a directory; give another")
+    if out is not None and len(runs) > 1:
+        print(write_comparison(runs, out))
+        for path in write_exports(runs, out, kinds) if kinds else ():
+            print(path)
+        return
+    console = Console()
+    for run in runs:
+        page = write_report(run, out)
+        console.table(render_table4(run, width=console.width))
+        print(page)
+        for path in write_exports([run], run if out is None else out, kinds) if kinds else ():
+            print(path)
+
+
+def _watch(runs: list[Path], port: int) -> None:
+    """`report --watch`: until Ctrl-C; where nobody sees the terminal, until the runs are over."""
+    import time
+
+    from inheritune.console import Console, live_line
+    from inheritune.report import live, served
 
     console = Console()
-    for run in namespace.run:
-        directory = _directory(run, "RUN")
-        page = write_report(directory)
-        console.table(render_table4(directory, width=console.width))
-        print(page)
+    with served(runs, port) as address, contextlib.suppress(KeyboardInterrupt):
+        console.line(f"Watching at {address} (Ctrl-C ends)")
+        while True:
+            found = [live(run) for run in runs]
+            console.status(" | ".join(live_line(run.name, one) for run, one in zip(runs, found, strict=True)))
+            if all(one.over for one in found) and not console.is_terminal:
+                return
+            time.sleep(1)
 
 
 COMMANDS = {
@@ -453,5 +502,5 @@ COMMANDS = {
         _run_until("grow", "train"),
     ),
     "evaluate": Command("MODEL... --suite table2", "the poster's tasks through lm-evaluation-harness", _evaluate),
-    "report": Command("RUN...", "table 4 of a run, and its report.html again", _report),
+    "report": Command("RUN...", "a run's page and table 4 again, several on one page, or watched", _report),
 }

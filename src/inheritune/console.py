@@ -5,9 +5,10 @@ On a terminal the bar moves in place; elsewhere (a log file, a batch job) it bec
 
 from __future__ import annotations
 
+import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 PLAIN_LINE_EVERY_SECONDS = 30.0
@@ -28,6 +29,26 @@ class Step(Protocol):
     def seconds_left(self) -> float: ...
 
 
+_BARS = "▁▂▃▄▅▆▇█"
+_SPARKS = 16
+
+
+def sparkline(values: Sequence[float], width: int = _SPARKS) -> str:
+    """Values as a line of bars, the lowest as the lowest bar; empty for none.
+
+    Args:
+        values: in order, finite; where there are more than `width`, each bar is a mean.
+        width: bars at most.
+    """
+    size = math.ceil(len(values) / width) or 1
+    groups = [values[start : start + size] for start in range(0, len(values), size)]
+    means = [sum(group) / len(group) for group in groups]
+    if not means:
+        return ""
+    low, span = min(means), max(means) - min(means)
+    return "".join(_BARS[round((len(_BARS) - 1) * (value - low) / span) if span else 0] for value in means)
+
+
 class Console:
     """Prints to standard error, so that a command's result on standard output can be piped."""
 
@@ -39,6 +60,14 @@ class Console:
         self._rich = RichConsole(stderr=True, highlight=False, soft_wrap=True)
         self._last_plain_line = -PLAIN_LINE_EVERY_SECONDS
         self._shown = 0
+        self._losses: list[float] = []
+        """Of the training whose progress is shown, for its sparkline."""
+        self._step = 0
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether somebody sees a line move in place."""
+        return self._rich.is_terminal
 
     @property
     def width(self) -> int:
@@ -84,9 +113,13 @@ class Console:
             f"{step.tokens_per_second:,.0f} tokens/s  {left}"
         )
         last = step.step == step.steps
+        if step.step <= self._step:  # another training, or one that goes on
+            self._losses = []
+        self._step = step.step
+        self._losses += [step.loss] if math.isfinite(step.loss) else []
         if self._rich.is_terminal:
-            bar = "█" * (24 * step.step // step.steps)
-            line = f"  {bar:░<24}{text}"[: self._rich.width - 1]
+            bar = "█" * (16 * step.step // step.steps)
+            line = f"  {bar:░<16}{text}  {sparkline(self._losses)}"[: self._rich.width - 1]
             sys.stderr.write("\r" + line.ljust(self._shown))
             sys.stderr.flush()
             self._shown = len(line)
@@ -94,6 +127,19 @@ class Console:
                 sys.stderr.write("\n")
                 self._shown = 0
         elif last or time.monotonic() - self._last_plain_line >= PLAIN_LINE_EVERY_SECONDS:
+            self._last_plain_line = time.monotonic()
+            self._rich.print(text, markup=False)
+
+    def status(self, text: str) -> None:
+        """Show how something stands: in place on a terminal, elsewhere as a plain line every half minute."""
+        if self._silent:
+            return
+        if self._rich.is_terminal:
+            line = text[: self._rich.width - 1]
+            sys.stderr.write("\r" + line.ljust(self._shown))
+            sys.stderr.flush()
+            self._shown = len(line)
+        elif time.monotonic() - self._last_plain_line >= PLAIN_LINE_EVERY_SECONDS:
             self._last_plain_line = time.monotonic()
             self._rich.print(text, markup=False)
 
@@ -144,3 +190,41 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+class Standing(Protocol):
+    """What a line needs of a run that is watched."""
+
+    @property
+    def state(self) -> str: ...
+    @property
+    def stage(self) -> str: ...
+    @property
+    def step(self) -> int | None: ...
+    @property
+    def steps(self) -> int | None: ...
+    @property
+    def losses(self) -> Sequence[float]: ...
+    @property
+    def tokens_per_second(self) -> float | None: ...
+    @property
+    def seconds_left(self) -> float | None: ...
+
+
+def live_line(name: str, found: Standing) -> str:
+    """A watched run in a line: stage, step, loss with its sparkline, speed, time left; what is not known is left out.
+
+    Args:
+        name: what the run is called.
+        found: how it stands.
+    """
+    parts = [f"{name}: {found.stage}" if found.state in ("running", "unknown") else f"{name}: {found.state}"]
+    if found.step is not None:
+        parts.append(f"step {found.step}/{found.steps}" if found.steps else f"step {found.step}")
+    if found.losses:
+        parts.append(f"loss {found.losses[-1]:.3f} {sparkline(found.losses)}")
+    if found.tokens_per_second is not None:
+        parts.append(f"{found.tokens_per_second:,.0f} tokens/s")
+    if found.seconds_left is not None:
+        parts.append(f"{duration(found.seconds_left)} left")
+    return "  ".join(parts)

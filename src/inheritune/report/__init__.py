@@ -6,24 +6,29 @@ they are used; this package imports no torch. An evaluation comes as tables, as 
 a plan as tables.
 """
 
-from inheritune.report.content import usage
+from inheritune.report.content import check_runs, usage
 from inheritune.report.degeneracy import degeneracy_svg, degeneracy_table
 from inheritune.report.evaluation import latex_evaluation, markdown_evaluation, render_evaluation
 from inheritune.report.evaluation_figure import evaluation_svg
+from inheritune.report.exports import write_exports
+from inheritune.report.live import live
 from inheritune.report.model_card import card_with_results, model_index
 from inheritune.report.page import render_report, write_comparison, write_report
 from inheritune.report.plan import render_plan, three_lines
 from inheritune.report.scan import scan_svg, scan_table
 from inheritune.report.table import Row, markdown_table, render_table, table_rows
 from inheritune.report.table4 import markdown_table4, render_table4, table4_rows
+from inheritune.report.watch import served
 
 __all__ = [
     "Row",
     "card_with_results",
+    "check_runs",
     "degeneracy_svg",
     "degeneracy_table",
     "evaluation_svg",
     "latex_evaluation",
+    "live",
     "markdown_evaluation",
     "markdown_table",
     "markdown_table4",
@@ -35,10 +40,12 @@ __all__ = [
     "render_table4",
     "scan_svg",
     "scan_table",
+    "served",
     "table4_rows",
     "table_rows",
     "three_lines",
     "usage",
     "write_comparison",
+    "write_exports",
     "write_report",
 ]

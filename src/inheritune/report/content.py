@@ -205,14 +205,24 @@ class RunRecords:
         return None if state == "done" else unfinished.get(state, "Whether this run finished is not recorded.")
 
 
+def check_runs(runs: Iterable[Path]) -> None:
+    """Refuse what is no directory, before anything is written.
+
+    Raises:
+        Refused: one of `runs` is no directory.
+    """
+    for run in runs:
+        if not run.is_dir():
+            raise Refused(f"{run}: not a run directory; give the directory that `inheritune run` wrote")
+
+
 def read_run(run: Path) -> RunRecords:
     """A run's records.
 
     Raises:
         Refused: `run` is no directory.
     """
-    if not run.is_dir():
-        raise Refused(f"{run}: not a run directory; give the directory that `inheritune run` wrote")
+    check_runs([run])
     gaps: dict[str, str] = {}
     result = read_record(run, "result.json", dict, gaps)
     recipe = read_record(run, "recipe.yaml", str, gaps)

@@ -118,20 +118,26 @@ def within_limits(attempt: Callable[[Limits], tuple[str, Any]]) -> tuple[str, An
     return page, content
 
 
-def write_report(run: Path) -> Path:
-    """Write `run/report.html`, one self-contained page, `run/curves.svg`, `growth.svg` of a growth; the page's path.
+def write_report(run: Path, out: Path | None = None) -> Path:
+    """Write `report.html`, one self-contained page, `curves.svg`, `growth.svg` of a growth; the page's path.
 
     Any record may be missing or unreadable: the page marks it as a gap. The same records give the same bytes.
+
+    Args:
+        run: the run directory.
+        out: the directory that is written, if it is another.
 
     Raises:
         Refused: `run` is no directory.
         OSError: the page cannot be written (disk full, no permission); the old one is then untouched.
     """
     page, content = _rendered(read_run(run))
+    directory = run if out is None else out
+    directory.mkdir(parents=True, exist_ok=True)
     figures: list[Figure] = content["figures"]
     curves = figures[0].wide if figures else None
     for name, figure in (("curves.svg", curves), ("growth.svg", (content["growth"] or {}).get("wide"))):
         if figure is not None:
-            write_atomic(run / name, standalone(figure))
-    write_atomic(run / "report.html", page)
-    return run / "report.html"
+            write_atomic(directory / name, standalone(figure))
+    write_atomic(directory / "report.html", page)
+    return directory / "report.html"
