@@ -125,6 +125,9 @@ class DataConfig:
     document_mask: bool = False
     """Keep documents from seeing each other: attention stays within a document, positions begin anew with each. Off:
     sequences are cut from one stream, and a token sees what stands before it in its sequence."""
+    relation: Literal["subset", "other", "unknown"] = "unknown"
+    """How the sources relate to what the reference was pre-trained on, as far as you know: a `subset` of it, `other`
+    text, or `unknown`. Nothing is computed from it; model card and report say it."""
     prepared: str | None = None
     """A directory that `inheritune prepare` wrote: use it as it is, instead of `sources`."""
 

@@ -29,7 +29,7 @@ _TASKS = 2
 """Changes with how work is cut into tasks: marks of tasks that were cut otherwise say nothing."""
 WORK = ".work"
 
-_WITHOUT_EFFECT = ("workers", "executor", "slurm", "passes", "sequence_length", "prepared")
+_WITHOUT_EFFECT = ("workers", "executor", "slurm", "passes", "sequence_length", "relation", "prepared")
 """Settings that do not change what is written."""
 
 

@@ -25,11 +25,12 @@ from inheritune.run_directory import read_json
 from inheritune.tokens import Prepared, TrainingBlocks, open_prepared
 
 FREE = (
-    *(("data", key) for key in ("workers", "executor", "slurm")),
+    *(("data", key) for key in ("workers", "executor", "slurm", "relation")),
     *(("train", key) for key in ("micro_batch_sequences", "parallel", "fsdp_ranks", "tracker")),
     *(("train", key) for key in ("activation_checkpointing", "offload_optimizer")),
 )
-"""What a run may go on with otherwise than it began: it changes speed, where things run, or how sums round at most."""
+"""What a run may go on with otherwise than it began: it changes speed, where things run, how sums round at most, or
+what is said of the data."""
 _FREE_SECTIONS = ("evaluate",)
 """What may be asked for besides, or no more: it is measured on copies of the model, and changes none."""
 _BOUND = ("compute_dtype", "seed")

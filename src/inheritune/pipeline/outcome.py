@@ -9,7 +9,7 @@ from inheritune.console import Console
 from inheritune.errors import Failed
 from inheritune.growth import Growth, layers_in_words
 from inheritune.pipeline.shared import Run
-from inheritune.report import render_table, render_table4, usage, write_report
+from inheritune.report import render_table, render_table4, usage, write_card, write_report
 from inheritune.result import OwnTraining, assemble, plain_verdict, stage_of
 from inheritune.run_directory import read_json, read_jsonl, write_json
 from inheritune.tokens import Prepared
@@ -57,6 +57,7 @@ def finish(run: Run, prepared: Prepared, growth: Growth | None) -> Record:
     }
     result["model"] = "model"
     write_json(directory / "result.json", result)
+    write_card(directory)
     return show(directory, result, run.console)
 
 

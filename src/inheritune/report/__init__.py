@@ -15,6 +15,7 @@ from inheritune.report.live import live
 from inheritune.report.model_card import card_with_results, model_index
 from inheritune.report.page import render_report, write_comparison, write_report
 from inheritune.report.plan import render_plan, three_lines
+from inheritune.report.run_card import write_card
 from inheritune.report.scan import scan_svg, scan_table
 from inheritune.report.table import Row, markdown_table, render_table, table_rows
 from inheritune.report.table4 import markdown_table4, render_table4, table4_rows
@@ -45,6 +46,7 @@ __all__ = [
     "table_rows",
     "three_lines",
     "usage",
+    "write_card",
     "write_comparison",
     "write_exports",
     "write_report",

@@ -59,10 +59,10 @@ def write_exports(runs: Sequence[Path], out: Path, kinds: Iterable[str]) -> list
         files["report.tex"] = PACKAGES + "\n".join(map(in_latex, sheets))
     written: dict[str, str | bytes] = {**files}
     for name, drawn in figures.items():
-        written |= (
-            {f"{name}.svg": standalone(draw_curves(drawn, prefix=_PREFIXES.get(name, "")))} if "svg" in kinds else {}
-        )
-        written |= {f"{name}.pdf": curves_pdf(drawn)} if "pdf" in kinds else {}
+        if "svg" in kinds:
+            written[f"{name}.svg"] = standalone(draw_curves(drawn, prefix=_PREFIXES.get(name, "")))
+        if "pdf" in kinds:
+            written[f"{name}.pdf"] = curves_pdf(drawn)
     for name, content in written.items():
         write_atomic(out / name, content.encode("utf-8", "replace") if isinstance(content, str) else content)
     return [out / name for name in written]

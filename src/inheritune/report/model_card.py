@@ -129,7 +129,7 @@ def card_with_results(
     mark = "\ufeff" if card_text.startswith("\ufeff") else ""
     ending = "\r\n" if "\r\n" in card_text else "\n"
     front, text = _with_index(card_text.removeprefix(mark), index, ending)
-    return mark + front + _with_section(text, f"{_HEADING}\n\n{markdown_evaluation(evaluation)}", ending)
+    return mark + front + with_section(text, _HEADING, markdown_evaluation(evaluation), ending)
 
 
 def _with_index(card: str, index: list[dict[str, Any]], ending: str) -> tuple[str, str]:
@@ -196,12 +196,19 @@ def _end(node: Any) -> int:
     return max((_end(child) for child in children), default=node.end_mark.index)
 
 
-def _with_section(text: str, section: str, ending: str) -> str:
-    """A card's text with this section in place of the one of its heading, or at the end."""
-    section = section.rstrip("\n").replace("\n", ending) + ending
+def with_section(text: str, heading: str, body: str, ending: str) -> str:
+    """A card's text with a section in place of the one of its heading, or at the end.
+
+    Args:
+        text: the card's, or the whole card.
+        heading: of the second level: `## Results`.
+        body: what stands below it.
+        ending: of lines.
+    """
+    section = f"{heading}\n\n{body}".rstrip("\n").replace("\n", ending) + ending
     lines = text.splitlines(keepends=True)
     headings, fence = _headings(lines)
-    start = next((place for place, _, title in headings if title == _HEADING), None)
+    start = next((place for place, _, title in headings if title == heading), None)
     if start is None:
         before = text if text.endswith(ending) or not text else text + ending
         before += f"{fence}{ending}" if fence else ""  # code that nothing ends would go on over the section

@@ -26,6 +26,8 @@ def model_card(model: PreTrainedModel, name: str, lineage: Record) -> str:
         front["base_model"] = lineage["reference"]
     if lineage.get("license"):
         front["license"] = lineage["license"]
+    if datasets := _hub_datasets(lineage):
+        front["datasets"] = datasets
     layers, size = len(block_list(model)[1]), parameters(model)
     lines = [
         f"# {name}",
@@ -49,6 +51,13 @@ def model_card(model: PreTrainedModel, name: str, lineage: Record) -> str:
         recipe = yaml.safe_dump(lineage["recipe"], sort_keys=False, allow_unicode=True)
         lines += ["", "## Recipe", "", "```yaml", recipe.rstrip(), "```"]
     return f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n\n" + "\n".join(lines) + "\n"
+
+
+def _hub_datasets(lineage: Record) -> list[str]:
+    """The hub's data sets among the sources that a recipe names, each once: `ORG/NAME`."""
+    sources = lineage.get("recipe", {}).get("data", {}).get("sources", [])
+    paths = [source["path"].removeprefix("hub:") for source in sources if source["path"].startswith("hub:")]
+    return list(dict.fromkeys("/".join(path.split("/")[:2]) for path in paths))
 
 
 def _lineage_lines(lineage: Record) -> list[str]:
