@@ -26,12 +26,11 @@ def with_speed(run: Path, every: float = SPEED) -> None:
 
 def evaluation() -> dict[str, Any]:
     """An `evaluation.json` of two models on two tasks."""
-    known: dict[str, Any] = {"better": "higher", "tasks": ("piqa",), "whole": True, "selection": None, "majority": None}
+    known: dict[str, Any] = {"better": "higher", "whole": True, "selection": None, "majority": None}
+    part = known | {"whole": False}
     lines = (
-        Line("piqa", "piqa", 0, "acc", rows=1838, rows_in_split=1838, chance=0.5, **known),
-        Line(
-            "boolq", f"boolq {MARKUP}", 5, "acc", rows=100, rows_in_split=3270, chance=0.5, **known | {"whole": False}
-        ),
+        Line("piqa", "piqa", 0, "acc", rows=1838, rows_in_split=1838, chance=0.5, tasks=("piqa",), **known),
+        Line("boolq", f"boolq {MARKUP}", 5, "acc", rows=100, rows_in_split=3270, chance=0.5, tasks=("boolq",), **part),
     )
     scores = {
         "target": {"piqa": score(0.612, 0.0114), "boolq": score(0.51, 0.05)},
@@ -90,10 +89,12 @@ def plan() -> dict[str, Any]:
 def growth() -> list[dict[str, Any]]:
     """The lines of a `growth.jsonl` of two rounds."""
     verdict = {"matched": True, "difference": 0.004, "upper": 0.01, "margin": 0.02, "alpha": 0.05, "rounds": 2}
-    first = {"round": 1, "layers": 3, "seed": 0, "state": "abandoned", "steps": 40, "planned_steps": 100, "curve": []}
-    second = {"round": 2, "layers": 4, "seed": 0, "state": "finished", "verdict": {**verdict, "text": MARKUP}}
-    curve = [[0, 9.9], [50, 3.1], [100, 2.6]]
-    return [first, {**second, "validation_loss": 2.583, "flops": 1e15, "curve": curve}]
+    first = {"round": 1, "layers": 3, "seed": 0, "state": "abandoned", "steps": 40, "planned_steps": 100}
+    second = {"round": 2, "layers": 4, "seed": 0, "state": "finished", "validation_loss": 2.583, "flops": 1e15}
+    return [
+        {**first, "curve": [[0, 9.9], [40, 5.2]]},
+        {**second, "verdict": {**verdict, "text": MARKUP}, "curve": [[0, 9.9], [50, 3.1], [100, 2.6]]},
+    ]
 
 
 def full_run(run: Path) -> Path:

@@ -18,6 +18,7 @@ from inheritune.report.curves import Panel, panels_of
 from inheritune.report.evaluation_numbers import short_number
 from inheritune.report.figures import figures_of, numbers_behind
 from inheritune.report.numbers import NOT_APPLICABLE, decimals, number_of, percent
+from inheritune.report.records import grows
 from inheritune.report.sections import evaluation_of
 from inheritune.report.sheets import Sheet
 from inheritune.report.table import Row, by_set, colour_names, dict_of, judging_set, measured_rows, training_of
@@ -116,7 +117,7 @@ def _difference(best: RunRecords, other: RunRecords) -> tuple[float, float, floa
 
 def _round(one: RunRecords) -> str:
     """The target's name in the losses by document; of a growth its round's."""
-    return f"round-{_target(one).get('layers')}" if "growth" in one.result else "target"
+    return f"round-{_target(one).get('layers')}" if grows(one.run, one.result) else "target"
 
 
 def table(runs: Sequence[RunRecords], labels: Sequence[str]) -> list[Row]:

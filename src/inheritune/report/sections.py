@@ -305,7 +305,8 @@ def commands(run: Path, environment: Record, evaluation: Evaluation | None, *, r
             ("The whole run again, into a new directory:", _inheritune("run", path / "recipe.yaml", "--out NEW"))
         )
     if evaluation is not None:
-        found.append(("Its evaluation:", _inheritune("evaluate", path, f"--suite {shlex.quote(evaluation.suite)}")))
+        suite = shlex.quote(str(evaluation.suite))
+        found.append(("Its evaluation:", _inheritune("evaluate", path, f"--suite {suite}")))
     found.append(("This page:", _inheritune("report", path)))
     return found
 
