@@ -81,7 +81,7 @@ def test_the_page_says_all_that_the_records_hold(run: Path) -> None:
     text = " ".join(Page(write_report(run)).text.split())
     for said in (
         "61.2±1.1",  # a score with its error
-        "Scores, suite quick",
+        "Scores in short, suite quick",
         "first:2+last:2 (chosen)",
         "Kept: layers 0–1, 6–7, counted from 0, chosen by short trainings.",
         "Attention by layer",

@@ -126,7 +126,7 @@ def short_sheet(evaluation: Evaluation) -> Sheet:
     unneeded = ("Rescaled:", "Rows cut:")  # what goes with a score stands in the whole tables
     header = ("Task", "Rows", "Chance", "Majority", *(model.name for model in evaluation.models))
     kept = tuple(note for note in notes if note and not note.startswith(unneeded))
-    return Sheet(f"Scores, suite {evaluation.suite}", header, tuple(rows), 1, kept)
+    return Sheet(f"Scores in short, suite {evaluation.suite}", header, tuple(rows), 1, kept)
 
 
 def _gap(evaluation: Evaluation, line: Line) -> str:

@@ -35,6 +35,8 @@ class Section:
     """An SVG element that says what it shows."""
     text: str = ""
     """A sentence before the tables."""
+    width: int = 560
+    """Of the figure at most, CSS pixels: at this width its text has the size that it is meant for."""
 
 
 def _listed(value: Any) -> list[Any]:
@@ -61,7 +63,7 @@ def evaluation_section(run: Path, gaps: dict[str, str]) -> Section | None:
     except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError):
         gaps["evaluation.json"] = "evaluation.json holds scores that cannot be shown"
         return None
-    return Section(tuple(sheets), None if figure is None else _within_the_page(figure))
+    return Section(tuple(sheets), None if figure is None else _within_the_page(figure), width=720)
 
 
 def evaluation_of(run: Path, gaps: dict[str, str]) -> Evaluation | None:
@@ -229,8 +231,8 @@ def plan_section(run: Path, ledger: Record, peaks: Mapping[str, float], gaps: di
         return None
     rows = [_foreseen(one, dict_of(ledger.get(_stage(str(one.get("name")))))) for one in models]
     header = (
-        *("Training", "Steps", "took", "Tokens", "took", "FLOPs", "took"),
-        *("Time", "range", "took"),
+        *("Training", "Steps planned", "Steps", "Tokens planned", "Tokens", "FLOPs planned", "FLOPs"),
+        *("Time planned", "Range", "Time"),
     )
     device = dict_of(plan.get("device"))
     notes = [f"Planned for {plain(device.get('count'))} × {device.get('title') or device.get('name') or 'a device'}."]
@@ -239,7 +241,7 @@ def plan_section(run: Path, ledger: Record, peaks: Mapping[str, float], gaps: di
         seen = number_of(peaks.get("target"))
         took = f"; seen {_gib(seen)}" if seen is not None else "; not recorded in this run"
         notes.append(f"Peak memory of a step of {memory.get('model')}: planned {_gib(memory['total_bytes'])}{took}.")
-    notes.append("A dash under “took”: that training is not over, was not needed, or was not recorded.")
+    notes.append("A dash: that training is not over, was not needed, or was not recorded.")
     return Section((Sheet("The plan against what happened", header, tuple(rows), 1, tuple(notes)),))
 
 
