@@ -181,7 +181,8 @@ def test_the_control_sees_the_same_tokens_in_the_same_order(finished: Path) -> N
 def test_done_is_skipped(finished: Path, llama_directory: Path, text: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")}
     console = Silent()
-    pipeline.run(recipe(llama_directory, text, "--data.workers", "2"), finished, console=console)
+    free = ("--data.workers", "2", "--data.relation", "other")
+    pipeline.run(recipe(llama_directory, text, *free), finished, console=console)
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")} == before
     assert any("already done" in line for line in console.lines)
 
@@ -192,6 +193,9 @@ def test_the_dumped_recipe_repeats_the_run(finished: Path, tmp_path: Path) -> No
     assert (tmp_path / "again" / "result.json").read_bytes() == (finished / "result.json").read_bytes()
     weights = "model/model.safetensors"
     assert (tmp_path / "again" / weights).read_bytes() == (finished / weights).read_bytes()
+    card = "model/README.md"
+    assert (tmp_path / "again" / card).read_bytes() == (finished / card).read_bytes()
+    assert "## Results" in (finished / card).read_text(encoding="utf-8")
 
 
 def test_a_stopped_run_says_so_and_goes_on(finished: Path, llama_directory: Path, text: Path, tmp_path: Path) -> None:

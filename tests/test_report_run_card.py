@@ -11,6 +11,9 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard import metadata_load
 
 from families import seeded
+from inheritune.cli import main
+from inheritune.config import DataConfig
+from inheritune.corpus.preparation import _settings
 from inheritune.report import card_with_results, write_card
 from inheritune.scores import Evaluation
 from inheritune.surgery import save
@@ -90,6 +93,17 @@ def test_the_relation_is_the_recipes_word(run: Path, relation: str, said: str, m
     write_card(run)
     assert said in section(card(run), "## Data")
     assert ("may have seen" in section(card(run), "## Limits")) == may_have_seen
+
+
+def test_the_relation_changes_no_shards() -> None:
+    assert _settings(DataConfig(relation="subset")) == _settings(DataConfig())
+
+
+def test_a_relation_of_another_word_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "demo", "--data.relation", "same"]) == 2
+    told = capsys.readouterr().err
+    assert "relation" in told
+    assert told.count("\n") == 1
 
 
 def test_a_reference_without_a_licence_is_said(run: Path) -> None:
