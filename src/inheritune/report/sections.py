@@ -23,6 +23,8 @@ from inheritune.scores import Evaluation
 
 _BEHIND_A_PICTURE = '<rect width="100%" height="100%" fill="none" style="fill:Canvas"/>'
 _SECONDS_AN_HOUR = 3600
+_DAMAGED = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
+"""What reading values of another form than a record's may end in."""
 _MEASURES = {"influence": "block influence", "angular": "angular distance", "probe": "short trainings"}
 
 
@@ -59,22 +61,25 @@ def evaluation_section(run: Path, gaps: dict[str, str]) -> Section | None:
         return None
     try:
         figure = evaluation_svg(evaluation)
-        sheets = [short_sheet(evaluation), *evaluation_sheets(evaluation)]
-    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError):
-        gaps["evaluation.json"] = "evaluation.json holds scores that cannot be shown"
-        return None
+    except _DAMAGED:
+        gaps["evaluation.json"] = "evaluation.json holds checkpoints that cannot be drawn"
+        figure = None
+    sheets = [short_sheet(evaluation), *evaluation_sheets(evaluation)]
     return Section(tuple(sheets), None if figure is None else _within_the_page(figure), width=720)
 
 
 def evaluation_of(run: Path, gaps: dict[str, str]) -> Evaluation | None:
-    """`evaluation.json` of a run; None, and the reason in `gaps`, where it is absent or damaged."""
+    """`evaluation.json` of a run; None, and the reason in `gaps`, where it is absent or cannot be shown."""
     name = "evaluation.json"
     record = read_record(run, name, dict, gaps)
     if not record:
         return None
     try:
-        return Evaluation.of(record)
-    except (ValueError, TypeError, KeyError, AttributeError):
+        evaluation = Evaluation.of(record)
+        # A record of the right form may hold values of the wrong one, which come to light when it is shown.
+        shown = [short_sheet(evaluation), *evaluation_sheets(evaluation)]
+        return evaluation if shown else None
+    except _DAMAGED:
         gaps[name] = f"{name} is no evaluation of this version; evaluate again, or restore it"
         return None
 
@@ -184,7 +189,7 @@ def attention_section(run: Path, gaps: dict[str, str]) -> Section | None:
     untrained = dict_of(holder.get("untrained")) or None
     try:
         figure, sheet = degeneracy_svg(found, untrained), _attention(found, untrained)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError):
+    except _DAMAGED:
         gaps[name] = f"{name} holds no degeneracy of attention"
         return None
     return Section((sheet,), _within_the_page(figure))

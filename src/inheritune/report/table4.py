@@ -101,9 +101,12 @@ def scores_of(evaluation: Record) -> dict[str, dict[str, str]]:
         62 rows)`. Empty where the record is missing or none.
     """
     try:
-        known = Evaluation.of(evaluation)
-    except (ValueError, TypeError, KeyError, AttributeError):
+        return _scores_of(Evaluation.of(evaluation))
+    except (ValueError, TypeError, LookupError, AttributeError):
         return {}
+
+
+def _scores_of(known: Evaluation) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for model in known.models:
         scores = {
