@@ -64,7 +64,7 @@ ALLOWED = {
     " reference planning tokens parallel between recomputation objective optimizer checkpoint validation metrics"
     " micro_batch",
     "probing": "errors config arms run_directory distributed reference surgery tokens metrics training",
-    "depth": "errors config run_directory reference planning surgery validation layerwise training",
+    "depth": "errors comparison",
     "report": "errors run_directory published scores scoring comparison growth result",
 }
 ALLOWED["pipeline"] = " ".join(ALLOWED)
@@ -89,6 +89,7 @@ LIGHT = [
     "comparison",
     "decision",
     "abandonment",
+    "depth",
     "result",
 ]
 LIGHT += ["report", "cli"]

@@ -311,6 +311,89 @@ def _inherit(words: list[str]) -> None:
         pipeline.scan(given.reference, data, layers=given.layers, out=out, **common)
 
 
+def _depth(words: list[str]) -> None:
+    parser = _bare_parser("depth")
+    parser.add_argument("reference", type=str, help="a directory, a GGUF file, a hub id or packaged:demo")
+    parser.add_argument(
+        "--data", type=str, required=True, help="a directory that inheritune prepare wrote, with a development set"
+    )
+    parser.add_argument(
+        "--max_parameters", "--max-parameters", type=str | None, default=None, help="of the target, such as 1.5B"
+    )
+    parser.add_argument(
+        "--max_memory",
+        "--max-memory",
+        type=str | None,
+        default=None,
+        help="of a step of its training, one sequence at a time, such as 24GB or 80GiB",
+    )
+    parser.add_argument(
+        "--probe_tokens",
+        "--probe-tokens",
+        type=str,
+        default="2M",
+        help="what the probe may cost, in tokens of training the deepest candidate (default: 2M); 0: no training",
+    )
+    parser.add_argument(
+        "--sequence_length", type=int | None, default=None, help="tokens a sequence (default: at most 512)"
+    )
+    parser.add_argument("--batch_sequences", type=int, default=8, help="sequences a step of the probe (default: 8)")
+    parser.add_argument("--learning_rate", type=float, default=3e-4, help="of the probe (default: 3e-4)")
+    parser.add_argument("--seed", type=int, default=0, help="of the order of blocks, and of the untrained network")
+    parser.add_argument("--out", type=str | None, default=None, help="the directory that is written")
+    parser.add_argument("--revision", type=str | None, default=None, help="the reference's revision on the hub")
+    parser.add_argument(
+        "--reference_file", type=str | None, default=None, help="of a hub id or a directory, its GGUF file to take"
+    )
+    parser.add_argument(
+        "--reference_dtype",
+        type=Literal["float32", "bfloat16"] | None,
+        default=None,
+        help="of a GGUF file, what it is dequantised to (default: float32)",
+    )
+    parser.add_argument(
+        "--trust_remote_code", type=bool, default=False, help="whether code of the reference may be run"
+    )
+    given = _plain(parser, words)
+    if given.sequence_length is not None and given.sequence_length < 2:
+        raise Refused("depth: --sequence_length must be 2 or more")
+    if not 0 <= given.seed < 2**63:
+        raise Refused("depth: --seed must be 0 or more, below 2**63")
+    from inheritune.config import TokenCount
+    from inheritune.depth import parse_bytes
+
+    amounts: dict[str, Callable[[str], int]] = {"max_parameters": TokenCount, "max_memory": parse_bytes}
+    budget = {name: _amount(name, getattr(given, name), convert) for name, convert in amounts.items()}
+    probe_tokens = _amount("probe_tokens", given.probe_tokens, TokenCount)
+    data = _directory(given.data, "--data")
+    out = _directory(given.out) if given.out is not None else None
+    _quiet()
+    from inheritune import pipeline
+
+    own = ("sequence_length", "batch_sequences", "learning_rate", "seed")
+    shared = ("revision", "reference_file", "reference_dtype", "trust_remote_code")
+    pipeline.choose_depth(
+        given.reference,
+        data,
+        out=out,
+        max_parameters=budget["max_parameters"],
+        max_memory=budget["max_memory"],
+        probe_tokens=probe_tokens or 0,
+        **{name: getattr(given, name) for name in (*own, *shared)},
+    )
+
+
+def _amount(name: str, text: str | None, convert: Callable[[str], int]) -> int | None:
+    """A flag's amount as a number."""
+    if text is None:
+        return None
+    try:
+        return int(convert(text))
+    except ValueError:
+        forms = "24GB or 80GiB" if name == "max_memory" else "500K, 90M or 1.5B"
+        raise Refused(f"depth: --{name} cannot be {text!r}; give a number such as {forms}") from None
+
+
 def _evaluate(words: list[str]) -> None:
     parser = _bare_parser("evaluate")
     parser.add_argument(
@@ -403,6 +486,9 @@ COMMANDS = {
     ),
     "prepare": Command("SOURCE...", "text to token shards", _prepare),
     "inherit": Command("REFERENCE --layers 13", "surgery alone: a Hugging Face directory and its proof", _inherit),
+    "depth": Command(
+        "REFERENCE --data SHARDS", "how many layers to inherit, and which: measured, probed, with reasons", _depth
+    ),
     "train": Command("RECIPE", "prepare, inherit and train the target, without controls", _run_until("train", "train")),
     "grow": Command(
         "RECIPE",

@@ -119,37 +119,36 @@ def _rungs(count: int) -> int:
 
 
 def rungs_by_depth(depths: Sequence[int], tokens: int, step_tokens: int) -> list[Rung]:
-    """The rungs where each number of layers halves its own candidates: none costs more than another.
+    """The rungs where each number of layers halves its own candidates: each costs about the same.
 
     A rung's steps are a multiple of the first one's, so that what is measured every so many steps is measured at all
     of them.
 
     Args:
         depths: each candidate's number of layers; of one candidate alone there is nothing to find out.
-        tokens: what all trainings together would take, if each candidate cost what the dearest does.
+        tokens: what all trainings together would take at most, if each candidate cost what the dearest does.
         step_tokens: tokens a step.
     """
     if len(depths) < 2:
         return []
-    taking = _taking_part(depths)
-    first = tokens // (len(taking) * taking[0] * step_tokens)
+    first = tokens // least_tokens_by_depth(depths, step_tokens)
     planned, steps = [], 0
-    for count in taking:
-        steps += first * (taking[0] // count)
+    for count, longer in _taking_part(depths):
+        steps += first * longer
         planned.append(Rung(count, steps))
     return planned
 
 
 def least_tokens_by_depth(depths: Sequence[int], step_tokens: int) -> int:
     """The smallest budget in tokens for `rungs_by_depth`: a step for every candidate in the first rung."""
-    taking = _taking_part(depths)
-    return len(taking) * taking[0] * step_tokens
+    return sum(count * longer for count, longer in _taking_part(depths)) * step_tokens
 
 
-def _taking_part(depths: Sequence[int]) -> list[int]:
-    """How many candidates there are in each rung, if each number of layers halves its own."""
+def _taking_part(depths: Sequence[int]) -> list[tuple[int, int]]:
+    """How many candidates there are in each rung, and how many times as long it is as the first."""
     sizes = Counter(depths).values()
-    return [sum(math.ceil(size / 2**number) for size in sizes) for number in range(_rungs(max(sizes)))]
+    taking = [sum(math.ceil(size / 2**number) for size in sizes) for number in range(_rungs(max(sizes)))]
+    return [(count, round(taking[0] / count)) for count in taking]
 
 
 @dataclass
@@ -179,8 +178,8 @@ class Probe:
     flops_per_token: Mapping[str, float] | None = None
     """Of each candidate, by its name, what training takes. With it candidates are trained for equal FLOPs, and each
     number of layers halves its own. None: equal tokens, and all are halved together."""
-    climbed: Callable[[Candidate, PreTrainedModel], None] = lambda _candidate, _model: None
-    """Told a candidate with its model, trained in float32, at the end of each of its rungs."""
+    climbed: Callable[[Candidate, PreTrainedModel, int], None] = lambda _candidate, _model, _rungs: None
+    """Told a candidate with its model, trained in float32, at the end of each of its rungs, and how many these are."""
 
     def run(self) -> Record:
         """Train, halve, and say which candidate is best; with several ranks a collective call.
@@ -280,7 +279,7 @@ class Probe:
         try:
             trained = trainer.run()
             costs |= {name: getattr(trained, name) for name in ("steps", "tokens", "flops", "seconds")}
-            self.climbed(candidate, trainer.model)
+            self.climbed(candidate, trainer.model, len(climbed))
         except Diverged as error:
             self.report(f"  {error}")
             lost = True

@@ -107,7 +107,7 @@ def inherit(
     if data is None and (scan or indices is None):
         what = "the scan" if scan else f"layers: {layers}"
         raise Refused(f"{what} is measured on tokens; give --data, a directory that `inheritune prepare` wrote")
-    prepared = _prepared(data, found) if data is not None else None
+    prepared = prepared_shards(data, found) if data is not None else None
     length = _scan_length(found, prepared, sequence_length) if scan and prepared is not None else 0
     if indices is not None:
         check_cut(found, indices, [word])
@@ -194,7 +194,7 @@ def scan(
         surgery.parse_layers(layers, found.layers)
         if surgery.is_probe(layers):
             raise Refused(_NO_PROBE.format(layers))
-    prepared = _prepared(data, found)
+    prepared = prepared_shards(data, found)
     length = _scan_length(found, prepared, sequence_length)
     record = _scan(
         found, prepared, layers, console, length=length, positions=positions, batch_sequences=batch_sequences
@@ -230,7 +230,7 @@ def _scan(
         progress=console.work("scanning", "sequences"),
     )
     record = layerwise.scan_record(
-        scan, set_name=name, parameters=_prefix_parameters(model), vocabulary=found.embedding_rows
+        scan, set_name=name, parameters=prefix_parameters(model), vocabulary=found.embedding_rows
     )
     record = {"reference": found.source, "fingerprint": found.fingerprint, "sequence_length": length, **record}
     console.table(scan_table(record))
@@ -284,7 +284,7 @@ def _measured_choice(
     return tuple(record["layers"]), record
 
 
-def _prepared(data: Path, reference: Reference) -> Prepared:
+def prepared_shards(data: Path, reference: Reference) -> Prepared:
     """Prepared shards that are of the reference's tokenizer, or at least within its vocabulary."""
     try:
         prepared = open_prepared(data)
@@ -296,7 +296,7 @@ def _prepared(data: Path, reference: Reference) -> Prepared:
     return prepared
 
 
-def _prefix_parameters(model: PreTrainedModel) -> list[int]:
+def prefix_parameters(model: PreTrainedModel) -> list[int]:
     """Parameters of every prefix, with embeddings and head."""
     blocks = references.block_list(model)[1]
     inside = [sum(parameter.numel() for parameter in block.parameters()) for block in blocks]

@@ -6,6 +6,7 @@ they are used; this package imports no torch. An evaluation comes as tables, as 
 """
 
 from inheritune.report.degeneracy import degeneracy_svg, degeneracy_table
+from inheritune.report.depth import candidates_table, depth_svg, layers_table
 from inheritune.report.evaluation import latex_evaluation, markdown_evaluation, render_evaluation
 from inheritune.report.evaluation_figure import evaluation_svg
 from inheritune.report.model_card import card_with_results, model_index
@@ -16,11 +17,14 @@ from inheritune.report.table4 import markdown_table4, render_table4, table4_rows
 
 __all__ = [
     "Row",
+    "candidates_table",
     "card_with_results",
     "degeneracy_svg",
     "degeneracy_table",
+    "depth_svg",
     "evaluation_svg",
     "latex_evaluation",
+    "layers_table",
     "markdown_evaluation",
     "markdown_table",
     "markdown_table4",
