@@ -67,7 +67,7 @@ def test_the_lowest_loss_at_equal_flops_is_taken() -> None:
     two = contender("first:2", (0, 1), [5.5, 4.5])
     name, said = recommended(four, two)
     assert name == "first:4"
-    assert "n = 4 of 8 layers (the most that fit the budget)" in said
+    assert "n = 4 of 8 layers (the most that are allowed)" in said
     assert "n = 2 (first:2), is behind by 0.500 nats a token (95% interval 0.500 to 0.500)" in said
     assert "its lead on n = 2 went from 0.500 to 0.500 nats a token." in said
 
@@ -77,7 +77,7 @@ def test_fewer_layers_win_where_they_do_better() -> None:
         contender("first:4", (0, 1, 2, 3), [5.0, 4.0]), contender("first:2", (0, 1), [4.8, 3.9]), most=5
     )
     assert name == "first:2"
-    assert "the budget allows 5" in said
+    assert "up to 5 are allowed" in said
     assert "went from 0.200 to 0.100 nats a token: a longer training may turn it" in said
 
 

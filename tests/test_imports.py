@@ -40,6 +40,7 @@ ALLOWED = {
     "comparison": "errors",
     "decision": "errors comparison",
     "abandonment": "errors schedule",
+    "depth": "errors comparison",
     "growth": "errors config",
     "result": "errors config run_directory published comparison decision growth",
     "reference": "errors config run_directory",
@@ -64,7 +65,6 @@ ALLOWED = {
     " reference planning tokens parallel between recomputation objective optimizer checkpoint validation metrics"
     " micro_batch",
     "probing": "errors config arms run_directory distributed reference surgery tokens metrics training",
-    "depth": "errors comparison",
     "report": "errors run_directory published scores scoring comparison growth result",
 }
 ALLOWED["pipeline"] = " ".join(ALLOWED)

@@ -121,7 +121,7 @@ def recommend(
         contenders: one or more, all within the budget.
         document_tokens: of the development documents, (documents,).
         rungs: how many a probe had; 0 where nothing was trained.
-        most: the most layers that the budget allows.
+        most: the most layers that are allowed: by the budget, and one fewer than the reference's.
         of_layers: the reference's.
     """
     finalists = _finalists(contenders, rungs) if rungs else []
@@ -182,14 +182,14 @@ def _by_measures(contenders: Sequence[Contender], most: int, of_layers: int) -> 
         (
             _extent(chosen, most, of_layers),
             "Nothing was trained: the recommendation rests on measures of the untrained choices alone.",
-            f"The most layers that fit are taken; of their choices {chosen.name} is best untrained, {loss}.",
+            f"The most layers that are allowed are taken; of their choices {chosen.name} is best untrained, {loss}.",
             "What a choice of layers scores untrained says little of what it scores once trained: a probe would.",
         ),
     )
 
 
 def _extent(chosen: Contender, most: int, of_layers: int) -> str:
-    bound = "the most that fit the budget" if chosen.depth == most else f"the budget allows {most}"
+    bound = "the most that are allowed" if chosen.depth == most else f"up to {most} are allowed"
     return f"n = {chosen.depth} of {of_layers} layers ({bound}), chosen as {chosen.name}."
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from inheritune import layerwise, reference as references, surgery
 from inheritune.config import TrainConfig
@@ -199,6 +199,8 @@ class _Asked:
     budget: Budget
     probe_tokens: int
     sequence_length: int
+    memory_of: dict[str, int | None] = dataclasses.field(default_factory=dict)
+    """What was predicted, by the config."""
 
     @property
     def step_tokens(self) -> int:
@@ -230,10 +232,17 @@ class _Asked:
             Refused: it cannot be cut; or its memory is asked about, and cannot be predicted.
         """
         cut = surgery.plan_cut(self.reference, candidate.layers)
-        memory = None
+        config = cut.config.to_json_string()  # of many families the same for all choices of as many layers
+        if config not in self.memory_of:
+            self.memory_of[config] = self._memory(cut.config, world)
+        flops = training_flops_per_token(cut.model, self.sequence_length)
+        return _Choice(candidate, cut.parameters, self.memory_of[config], flops)
+
+    def _memory(self, config: PretrainedConfig, world: World) -> int | None:
+        """Bytes at the peak of a training step of one sequence; None where they are not asked about, nor predicted."""
         try:
-            memory = predicted(
-                cut.config,
+            return predicted(
+                config,
                 self.train,
                 sequence_length=self.sequence_length,
                 micro_batch=1,
@@ -244,8 +253,7 @@ class _Asked:
         except Refused:
             if self.budget.memory_bytes is not None:
                 raise
-        flops = training_flops_per_token(cut.model, self.sequence_length)
-        return _Choice(candidate, cut.parameters, memory, flops)
+            return None
 
     def most_layers(self, world: World) -> int:
         """The most of the first layers, at least one fewer than the reference has, that fit the budget.
@@ -326,11 +334,11 @@ class _Study:
             of_layers=asked.reference.layers,
         )
         record = self._outcome(layers, choices, entries, probe, found)
-        write_json(directory / _OUTCOME, record)
         write_atomic(directory / "depth.svg", depth_svg(record))
         if layers["degeneracy"] is not None:
             write_atomic(directory / "degeneracy.svg", degeneracy_svg(layers["degeneracy"], layers["untrained"]))
         shutil.rmtree(directory / "starts", ignore_errors=True)
+        write_json(directory / _OUTCOME, record)
         self._show_answer(record)
         return record
 
