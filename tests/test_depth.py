@@ -290,7 +290,8 @@ def test_what_is_written_is_what_was_measured(answered: tuple[Path, str], llama_
     last = {row["name"]: row["losses"][-1] for row in record["candidates"] if len(row["losses"]) == rungs}
     assert recommended["lowest_loss"] == min(last, key=lambda name: last[name])
     assert sorted(path.name for path in out.iterdir()) == [
-        *(".lock", "asked.json", "degeneracy.svg", "depth.json", "depth.svg", "layers.json", "losses", "probe")
+        *(".lock", "asked.json", "degeneracy.svg", "depth.json", "depth.svg"),
+        *("layers.json", "losses", "probe", "scan.svg"),
     ]
 
 
@@ -588,11 +589,14 @@ def test_the_figure_is_drawn_to_scale(answered: tuple[Path, str]) -> None:
     ]
     rungs = len(record["probe"]["rungs"])
     rows = [row for row in record["candidates"] if len(row["losses"]) == rungs]
+    shown = []
     for points, key in ((same, "equal_tokens"), (equal, "losses")):
         best = [min(row[key][-1] for row in rows if len(row["layers"]) == depth) for depth in (1, 2, 3)]
-        scale = (points[2][1] - points[0][1]) / (best[2] - best[0])
-        assert points[1][1] == pytest.approx(points[0][1] + scale * (best[1] - best[0]), abs=0.3)
-        assert scale < 0, "less is lower"
+        shown += [(loss, y) for loss, (_, y) in zip(best, points, strict=True)]
+    (least, low), (most, high) = min(shown), max(shown)
+    assert high < low, "less is lower"
+    for loss, y in shown:
+        assert y == pytest.approx(low + (high - low) * (loss - least) / (most - least), abs=0.3)
     assert same[-1] == equal[-1], "the most layers see equal tokens at equal FLOPs"
     (ring,) = (one for one in svg.findall(f"{space}circle") if one.attrib["r"] == "6")
     assert (float(ring.attrib["cx"]), float(ring.attrib["cy"])) in equal

@@ -32,7 +32,7 @@ from inheritune.pipeline.direct import SCAN_POSITIONS, prefix_parameters, prepar
 from inheritune.planning import training_flops_per_token
 from inheritune.probing import Candidate, Probe, Rung, candidates, folder, least_tokens_by_depth
 from inheritune.reference import Reference
-from inheritune.report import candidates_table, degeneracy_svg, degeneracy_table, depth_svg, layers_table
+from inheritune.report import candidates_table, degeneracy_svg, degeneracy_table, depth_svg, layers_table, scan_svg
 from inheritune.run_directory import clear, lock, read_json, write_atomic, write_json
 from inheritune.tokens import Prepared, TokenSet, TrainingBlocks
 from inheritune.validation import SetLosses, measure
@@ -335,6 +335,7 @@ class _Study:
         )
         record = self._outcome(layers, choices, entries, probe, found)
         write_atomic(directory / "depth.svg", depth_svg(record))
+        write_atomic(directory / "scan.svg", scan_svg(layers))
         if layers["degeneracy"] is not None:
             write_atomic(directory / "degeneracy.svg", degeneracy_svg(layers["degeneracy"], layers["untrained"]))
         shutil.rmtree(directory / "starts", ignore_errors=True)
@@ -346,7 +347,7 @@ class _Study:
         self._console.table(candidates_table(record, width=self._console.width))
         for line in _answer(record):
             self._console.line(line)
-        self._console.line(f"{self._directory}: depth.json, depth.svg")
+        self._console.line(f"{self._directory}: depth.json, depth.svg and its other figures")
 
     # ---- the reference's layers
 
