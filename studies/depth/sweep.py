@@ -199,7 +199,8 @@ def main() -> None:
         learning_rate=LEARNING_RATE,
         **PROBE,
     )
-    kept = {name: found[name] for name in ("most_layers", "candidates", "probe", "recommended")}
+    names = ("reference_fingerprint", "data_fingerprint", "most_layers", "candidates", "probe", "recommended")
+    kept = {name: found[name] for name in names}
     write_json(given.records / "depth.json", kept)
     reference = references.find("packaged:demo")
     sweep = Sweep(reference, open_prepared(given.shards), given.work, given.records, found["most_layers"])
