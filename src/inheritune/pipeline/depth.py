@@ -266,12 +266,17 @@ class _Asked:
             return high
         while low < high:
             middle = (low + high + 1) // 2
-            one = self.choice(_prefix(middle), world)
-            fits = self.budget.allows(one.parameters, one.memory_bytes)
-            low, high = (middle, high) if fits else (low, middle - 1)
+            low, high = (middle, high) if self._fits(middle, world) else (low, middle - 1)
         if low == 0:
             self._refuse_all(self.choice(_prefix(1), world))
         return low
+
+    def _fits(self, count: int, world: World) -> bool:
+        """Whether the first so many layers are within the budget; memory is predicted only where it is bounded."""
+        if self.budget.memory_bytes is None:
+            return self.budget.allows(surgery.plan_cut(self.reference, tuple(range(count))).parameters, None)
+        one = self.choice(_prefix(count), world)
+        return self.budget.allows(one.parameters, one.memory_bytes)
 
     def _refuse_all(self, least: _Choice) -> None:
         over = self.budget.parameters is not None and least.parameters > self.budget.parameters
