@@ -60,7 +60,7 @@ ALLOWED = {
     "layerwise": "errors config comparison result reference tokens loss parallel objective validation",
     "metrics": "errors run_directory hardware tracking",
     "micro_batch": "errors run_directory distributed hardware",
-    "memory": "errors config attention reference recomputation objective optimizer",
+    "memory": "errors config versions attention reference recomputation objective optimizer",
     "evaluation": "errors config run_directory published scores scoring comparison reference hardware",
     "training": "errors config run_directory hardware tracking distributed loss schedule stopping trained scores"
     " reference planning tokens parallel between recomputation objective optimizer checkpoint validation metrics"
