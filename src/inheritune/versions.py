@@ -22,8 +22,8 @@ def partitioning_backend() -> Callable[..., Any] | None:
     What is kept between the two is what compiled code keeps. None where this torch's internals are others.
     """
     try:
-        from functorch.compile import make_boxed_func
         from torch._dynamo.backends.common import aot_autograd
+        from torch._functorch.aot_autograd import make_boxed_func
         from torch._functorch.partitioners import min_cut_rematerialization_partition
         from torch._inductor.decomposition import select_decomp_table
     except ImportError:
