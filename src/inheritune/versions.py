@@ -23,7 +23,7 @@ def partitioning_backend() -> Callable[..., Any] | None:
     """
     try:
         from torch._dynamo.backends.common import aot_autograd
-        from torch._functorch.aot_autograd import make_boxed_func
+        from torch._functorch._aot_autograd.utils import make_boxed_func
         from torch._functorch.partitioners import min_cut_rematerialization_partition
         from torch._inductor.decomposition import select_decomp_table
     except ImportError:
