@@ -1,13 +1,15 @@
 """Peak memory of a training step, part by part: predicted for a large shape, and measured against it on a small one.
 
-    python benchmarks/memory.py [--out results/memory_1.json]
+    python benchmarks/memory.py [--shapes llama gpt2 smollm2-15] [--out results/memory_1.json]
 
-Without a GPU: the table predicted for the first 13 layers of OpenLLaMA-3B (1.8B parameters, sequence 2048), and, for a
-shape of the same structure that a CPU can train, each setting's step in a process of its own: its parts by the storages
-that are alive, its total by torch's allocator and by the growth of the process (VmHWM), which know nothing of the
-predictor. On a GPU the large shape itself is trained for some steps, blocks compiled, and `max_memory_allocated` stands
-beside what is predicted for eager mode. A prediction that is off by more than 10% of the allocator's total would
-refute it.
+Without a GPU: the table predicted for the first 13 layers of OpenLLaMA-3B (1.8B parameters, sequence 2048), and, for
+shapes that a CPU can train, each setting's step in a process of its own: its parts by the storages that are alive, its
+total by torch's allocator and by the growth of the process (VmHWM), which know nothing of the predictor. The allocator
+counts every tensor, and nothing of what libraries take for themselves; the process all of it, and pages that it keeps.
+`llama` and `gpt2` have the large shape's structure; `smollm2-15`, half of SmolLM2's layers, is trained by the chunked
+loss and by the plain one, in eager mode and compiled. A prediction that is off by more than 10% of the allocator's
+total would refute it. On a GPU the large shape itself is trained for some steps, blocks compiled, and
+`max_memory_allocated` stands beside what is predicted for eager blocks, which keep more.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from training.shapes import SHAPES
+
 PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "working")
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -33,6 +37,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "activation checkpointing, 8-bit": {"activation_checkpointing": True, "optimizer": "adamw_8bit"},
     "activation checkpointing, offloaded": {"activation_checkpointing": True, "offload_optimizer": True},
 }
+LOSSES: dict[str, dict[str, Any]] = {
+    "chunked loss": {},
+    "plain loss": {"plain_loss": True},
+    "chunked loss, activation checkpointing": {"activation_checkpointing": True},
+    "plain loss, activation checkpointing": {"activation_checkpointing": True, "plain_loss": True},
+    "chunked loss, compiled": {"compile": "always"},
+}
+"""`plain_loss` is no setting of a recipe: every score of a micro-batch at once (training/plain.py)."""
 OPEN_LLAMA_13: dict[str, Any] = {
     "model_type": "llama", "hidden_size": 3200, "intermediate_size": 8640, "num_hidden_layers": 13,
     "num_attention_heads": 32, "vocab_size": 32000, "max_position_embeddings": 2048, "tie_word_embeddings": False,
@@ -53,6 +65,8 @@ class Case:
     micro_batch: int
     dtype: str
     device: str
+    micro_batches: int = 2
+    """Of a step; where there are several, gradients accumulate."""
 
 
 LARGE = {str(count): Case(OPEN_LLAMA_13, 2048, count, "bfloat16", "cuda") for count in (1, 2, 4)}
@@ -62,9 +76,25 @@ SMALL = {
 }
 
 
+def _smollm2_cases() -> dict[str, Case]:
+    """The shape's step in two halves, as a whole, and as a whole in float32."""
+    shape = SHAPES["smollm2-15"]
+    cases = {}
+    for dtype, count in (("bfloat16", 2), ("bfloat16", 1), ("float32", 1)):
+        size = shape.batch_sequences // count
+        title = f"smollm2-15, {dtype}, micro-batch {size}"
+        cases[title] = Case(shape.config, shape.sequence_length, size, dtype, "cpu", count)
+    return cases
+
+
+CPU_CASES = SMALL | _smollm2_cases()
+CPU_SHAPES = list(dict.fromkeys(title.split(",")[0] for title in CPU_CASES))
+
+
 def main() -> None:
     """Predict, measure, print the tables, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", choices=CPU_SHAPES, default=CPU_SHAPES, help="those a CPU trains")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -80,11 +110,13 @@ def main() -> None:
     }
     print("open-llama-3b-13, sequence 2048, bfloat16 products, GiB on the device at the peak of a step\n")
     print(predicted_table(predicted))
-    cases = {f"open-llama-3b-13, micro-batch {count}": case for count, case in LARGE.items()} if gpu else SMALL
+    large = {f"open-llama-3b-13, micro-batch {count}": case for count, case in LARGE.items()}
+    chosen = {title: case for title, case in CPU_CASES.items() if title.split(",")[0] in given.shapes}
+    cases = large if gpu else chosen
     measured: dict[str, dict[str, Any]] = {}
     for title, case in cases.items():
         measured[title] = {}
-        for name, changes in SETTINGS.items():
+        for name, changes in (LOSSES if title.startswith("smollm2-15") else SETTINGS).items():
             found = in_a_process(case, changes)
             if found is None:
                 print(f"{title}, {name}: not measured", file=sys.stderr)
@@ -115,12 +147,21 @@ def config_of(case: Case) -> Any:
 
 
 def settings(case: Case, changes: dict[str, Any]) -> Any:
-    """The recipe's section: steps of two micro-batches, so that gradients accumulate."""
+    """The recipe's section."""
     from inheritune.config import TrainConfig
 
-    compiled = "never" if case.device == "cpu" else "always"
-    sizes = {"batch_sequences": 2 * case.micro_batch, "micro_batch_sequences": case.micro_batch}
-    return TrainConfig(**sizes, compile=compiled, **changes)  # type: ignore[arg-type]
+    known = {key: value for key, value in changes.items() if key != "plain_loss"}
+    sizes = {"batch_sequences": case.micro_batches * case.micro_batch, "micro_batch_sequences": case.micro_batch}
+    return TrainConfig(**sizes | {"compile": "never" if case.device == "cpu" else "always"} | known)
+
+
+def loss_of(changes: dict[str, Any]) -> Any:
+    """What puts a model together with its loss."""
+    from training.plain import PlainLoss
+
+    from inheritune.objective import Objective
+
+    return PlainLoss if changes.get("plain_loss") else Objective
 
 
 def predict(case: Case, changes: dict[str, Any]) -> dict[str, int]:
@@ -136,6 +177,8 @@ def predict(case: Case, changes: dict[str, Any]) -> dict[str, int]:
         micro_batch=case.micro_batch,
         dtype=getattr(torch, case.dtype),
         device=case.device,
+        loss=loss_of(changes),
+        compiled_blocks=case.device == "cpu" and changes.get("compile") == "always",
     )
     return dataclasses.asdict(found) | {"total": found.total}
 
@@ -163,7 +206,6 @@ def measure(case: Case, changes: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from inheritune.memory import Live, forward_and_backward
-    from inheritune.objective import Objective
     from inheritune.optimizer import gradient_norm, host_bytes, make_optimizer, take_step
     from inheritune.parallel import compile_blocks, place
     from inheritune.recomputation import recompute_blocks
@@ -176,13 +218,13 @@ def measure(case: Case, changes: dict[str, Any]) -> dict[str, Any]:
     place(model, device)
     if train.activation_checkpointing:
         recompute_blocks(model)
-    objective = Objective(model, getattr(torch, case.dtype))
+    objective = loss_of(changes)(model, getattr(torch, case.dtype))
     parameters = list(model.parameters())
     optimizer = make_optimizer(model, train, compiled=compiled)
     ids = torch.randint(case.shape["vocab_size"], (case.micro_batch, case.length), device=device)
 
     def passes(live: Live) -> None:
-        for _ in range(2):
+        for _ in range(case.micro_batches):
             forward_and_backward(objective, ids, live)
 
     def step(live: Live) -> None:
@@ -202,17 +244,22 @@ def measure(case: Case, changes: dict[str, Any]) -> dict[str, Any]:
     step(idle)
     grown = resident("VmHWM:") - before
     live = Live()
+    for tensor in (*model.parameters(), *model.buffers()):
+        live.note(tensor, "weights")
     held = [tensor for state in optimizer.state.values() for tensor in state.values()]
     if not train.offload_optimizer:
         for tensor in [getattr(one, name, one) for one in held for name in ("codes", "scale")]:
             live.note(tensor, "optimizer")
-    with live.watching(model):  # an offloaded step is the host's
-        (passes if train.offload_optimizer else step)(live)
-    optimizer.zero_grad()
     start = live.now["weights"] + live.now["optimizer"]
+    parts = {}
+    if not compiled:  # what runs within compiled code cannot be watched
+        with live.watching(model):  # an offloaded step is the host's
+            (passes if train.offload_optimizer else step)(live)
+        optimizer.zero_grad()
+        parts = {**live.peak, "total": sum(live.peak.values())}
     host = host_bytes(parameters, train)
-    return {**live.peak, "total": sum(live.peak.values()), "host": host,
-            "allocated": start + host + allocator_peak(lambda: step(idle)), "resident_growth": grown}  # fmt: skip
+    return {**parts, "host": host, "allocated": start + host + allocator_peak(lambda: step(idle)),
+            "resident_growth": grown}  # fmt: skip
 
 
 def allocator_peak(run: Callable[[], None]) -> int:

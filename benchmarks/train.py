@@ -4,11 +4,11 @@
 
 Every trainer gets the same weights, tokens in the same order, batch, dtype and AdamW (clipping at 1, no dropout,
 constant learning rate), in turns A B C A B C, each in a process of its own and, where pins clash, in an environment of
-its own. transformers' Trainer needs accelerate, which this project does not. Before the first turn each peer's settings
-are tried and the fastest are kept; `--quick` and `--no-tuning` take those that were fastest before. What is timed is
-whole steps, from the end of one optimiser step to the end of the next; set-up and compilation stand apart. On a CPU
-ours has glibc keep freed memory and nobody else does; by `--keep-freed-memory` all do. Utilisation is by large matrix
-products, measured in the same turn. The JSON holds every figure and is written after every process.
+its own. No model makes a key-value cache while it trains. Before the first turn each peer's settings are tried and the
+fastest are kept; `--quick` and `--no-tuning` take those that were fastest before. What is timed is whole steps, from
+the end of one optimiser step to the end of the next; set-up and compilation stand apart. On a CPU ours has glibc keep
+freed memory and nobody else does; by `--keep-freed-memory` all do. Utilisation is by large matrix products, measured in
+the same turn. The JSON holds every figure and is written after every process.
 """
 
 from __future__ import annotations

@@ -44,6 +44,8 @@ ALLOWED = {
     "growth": "errors config",
     "result": "errors config run_directory published comparison decision growth",
     "reference": "errors config run_directory",
+    "devices": "errors",
+    "costs": "errors devices",
     "planning": "errors config reference",
     "corpus": "errors config run_directory",
     "tokens": "errors config run_directory distributed",
@@ -59,7 +61,7 @@ ALLOWED = {
     "layerwise": "errors config comparison result reference tokens loss parallel objective validation",
     "metrics": "errors run_directory hardware tracking",
     "micro_batch": "errors run_directory distributed hardware",
-    "memory": "errors config attention reference recomputation objective optimizer",
+    "memory": "errors config versions attention reference recomputation objective optimizer",
     "evaluation": "errors config run_directory published scores scoring comparison reference hardware",
     "training": "errors config run_directory hardware tracking distributed loss schedule stopping trained scores"
     " reference planning tokens parallel between recomputation objective optimizer checkpoint validation metrics"
@@ -83,6 +85,8 @@ LIGHT = [
     "tracking",
     "schedule",
     "published",
+    "devices",
+    "costs",
     "scores",
     "scoring",
     "against",

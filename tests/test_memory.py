@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,6 +24,14 @@ from inheritune.reference import fresh
 
 LENGTH, MICRO_BATCH, D, VOCABULARY = 48, 2, 64, 320
 TOKENS = LENGTH * MICRO_BATCH
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """benchmarks/memory.py."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("memory")
 
 
 def llama(**changes: Any) -> LlamaConfig:
@@ -31,7 +44,15 @@ def gpt2(**changes: Any) -> GPT2Config:
     return GPT2Config(vocab_size=VOCABULARY, n_embd=D, n_layer=4, n_head=4, n_positions=64, **changes)
 
 
-def foretold(config: PretrainedConfig, device: str = "cpu", dtype: torch.dtype = torch.float32, **train: Any) -> Memory:
+def foretold(
+    config: PretrainedConfig,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    loss: Any = Objective,
+    compiled_blocks: bool = False,
+    **train: Any,
+) -> Memory:
     changes: dict[str, Any] = {"batch_sequences": 2 * MICRO_BATCH, "compile": "never"} | train
     return predicted(
         config,
@@ -40,15 +61,19 @@ def foretold(config: PretrainedConfig, device: str = "cpu", dtype: torch.dtype =
         micro_batch=MICRO_BATCH,
         dtype=dtype,
         device=device,
+        loss=loss,
+        compiled_blocks=compiled_blocks,
     )
 
 
-def found(config: PretrainedConfig, dtype: torch.dtype, recompute: bool, rounds: int) -> dict[str, int]:
+def found(
+    config: PretrainedConfig, dtype: torch.dtype, recompute: bool, rounds: int, loss: Any = Objective
+) -> dict[str, int]:
     """The same parts, of a step that is really taken, up to the optimiser."""
     model = fresh(config, 0).float().train()
     if recompute:
         recompute_blocks(model)
-    objective, live = Objective(model, dtype), Live()
+    objective, live = loss(model, dtype), Live()
     ids = torch.randint(VOCABULARY, (MICRO_BATCH, LENGTH))
     with live.watching(model):
         for _ in range(rounds):
@@ -74,6 +99,47 @@ def test_a_real_step_takes_what_was_predicted(
     for part, size in measured.items():
         if part != "optimizer":
             assert expected[part] == pytest.approx(size, rel=0.001, abs=64), part
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_plain_loss_takes_what_was_predicted(benchmark: ModuleType, dtype: torch.dtype, recompute: bool) -> None:
+    plain, tied = benchmark.loss_of({"plain_loss": True}), llama(tie_word_embeddings=True)
+    expected = foretold(tied, "cpu", dtype, loss=plain, activation_checkpointing=recompute, batch_sequences=MICRO_BATCH)
+    measured = found(tied, dtype, recompute, 1, plain)
+    assert expected.total - expected.optimizer == pytest.approx(sum(measured.values()), rel=0.001)
+
+
+def test_the_plain_loss_holds_every_score(benchmark: ModuleType) -> None:
+    losses = (benchmark.loss_of({"plain_loss": True}), Objective)
+    wide = [foretold(llama(vocab_size=100 * VOCABULARY), loss=loss) for loss in losses]
+    scores = 4 * TOKENS * 100 * VOCABULARY
+    assert wide[0].logits + wide[0].working > 3 * scores  # scores, shares, gradient
+    assert wide[0].total > wide[1].total
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="resets VmHWM, which only Linux has")
+@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize("changes", [{}, {"plain_loss": True}, {"activation_checkpointing": True}], ids=str)
+def test_the_benchmark_measures_by_torchs_allocator(
+    benchmark: ModuleType, changes: dict[str, Any], micro_batches: int
+) -> None:
+    shape = {"model_type": "llama"} | {key: getattr(llama(), key) for key in ("hidden_size", "intermediate_size")}
+    shape |= {"vocab_size": 40 * VOCABULARY, "num_hidden_layers": 2, "num_attention_heads": 4}
+    case = benchmark.Case(shape, LENGTH, MICRO_BATCH, "float32", "cpu", micro_batches)
+    assert benchmark.settings(case, changes).batch_sequences == micro_batches * MICRO_BATCH
+    expected, measured = benchmark.predict(case, changes), benchmark.measure(case, changes)
+    assert expected["total"] == pytest.approx(measured["total"], rel=0.001)
+    assert expected["total"] == pytest.approx(measured["allocated"], rel=0.01)
+
+
+def test_the_benchmark_trains_half_of_smollm2_whole_and_in_halves(benchmark: ModuleType) -> None:
+    cases = [case for title, case in benchmark.CPU_CASES.items() if title.startswith("smollm2-15")]
+    assert [(case.dtype, case.micro_batch, case.micro_batches) for case in cases] == [
+        ("bfloat16", 4, 2),
+        ("bfloat16", 8, 1),
+        ("float32", 8, 1),
+    ]
 
 
 def parameters(config: PretrainedConfig) -> int:
@@ -165,3 +231,15 @@ def test_a_storage_is_counted_from_its_making_to_its_end() -> None:
         live.add("working", -1000)
     assert sum(live.peak.values()) == 1400
     assert live.peak["working"] == 1000
+
+
+def test_without_a_partitioner_eager_blocks_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = llama()
+    eager, compiled = (foretold(config, compiled_blocks=kept) for kept in (False, True))
+    assert compiled.activations < eager.activations
+    assert compiled.weights == eager.weights
+    assert compiled.logits == eager.logits
+    for name in ("torch._functorch.partitioners", "torch._dynamo.backends.common"):
+        with monkeypatch.context() as hidden:
+            hidden.setitem(sys.modules, name, None)
+            assert foretold(config, compiled_blocks=True) == eager

@@ -45,10 +45,17 @@ def _small_llama(vocabulary: int) -> Shape:
     return Shape(config, sequence_length=256, batch_sequences=16, micro_batch_sequences=16, device="cpu")
 
 
+SMOLLM2_15 = _llama(
+    num_hidden_layers=15, hidden_size=576, intermediate_size=1536, num_attention_heads=9, num_key_value_heads=3,
+    vocab_size=49152, max_position_embeddings=256, tie_word_embeddings=True,
+)  # fmt: skip
+"""Half the layers of SmolLM2-135M, by its sizes alone: a third of the products are the head's."""
+
 SHAPES = {
     "demo": _small_llama(4096),
     "wide-vocabulary": _small_llama(32000),
     "gpt2-small": Shape(_gpt2(12, 768, 12, 256), 256, batch_sequences=4, micro_batch_sequences=4, device="cpu"),
+    "smollm2-15": Shape(SMOLLM2_15, 256, batch_sequences=8, micro_batch_sequences=8, device="cpu"),
     "open-llama-3b-13": Shape(
         _llama(
             num_hidden_layers=13, hidden_size=3200, intermediate_size=8640, num_attention_heads=32,

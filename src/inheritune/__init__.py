@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from inheritune.pipeline import (
         evaluate as evaluate,
         inherit as inherit,
+        make_plan as make_plan,
         prepare as prepare,
         run as run,
         scan as scan,
@@ -27,13 +28,14 @@ _HOME = {
     "evaluate": ("inheritune.pipeline", "evaluate"),
     "inherit": ("inheritune.pipeline", "inherit"),
     "load_recipe": ("inheritune.recipe", "load_recipe"),
+    "make_plan": ("inheritune.pipeline", "make_plan"),
     "prepare": ("inheritune.pipeline", "prepare"),
     "run": ("inheritune.pipeline", "run"),
     "scan": ("inheritune.pipeline", "scan"),
     "write_report": ("inheritune.report", "write_report"),
 }
 
-__all__ = ["__version__", "evaluate", "inherit", "load_recipe", "prepare", "run", "scan", "write_report"]
+__all__ = ["__version__", "evaluate", "inherit", "load_recipe", "make_plan", "prepare", "run", "scan", "write_report"]
 
 
 def __getattr__(name: str) -> Any:

@@ -201,6 +201,48 @@ def _run_until(name: str, until: str) -> Callable[[list[str]], None]:
     return call
 
 
+def _plan(words: list[str]) -> None:
+    from inheritune.config import Recipe
+    from inheritune.devices import MEASURED, NAMES
+    from inheritune.recipe import build_parser, packaged_recipes, parse, read_recipe
+
+    parser = build_parser(Recipe, "inheritune plan", COMMANDS["plan"].summary)
+    parser.add_argument("recipe", type=str, help=f"a YAML file, or one of: {', '.join(packaged_recipes())}")
+    parser.add_argument(
+        "--device",
+        type=str,
+        default=MEASURED,
+        help=f"{', '.join(NAMES)}: by a data sheet, by a stated figure a core, or this machine, measured (default)",
+    )
+    parser.add_argument("--devices", type=int, default=1, help="how many of it")
+    parser.add_argument("--price", type=float | None, default=None, help="of an hour of one device, in any currency")
+    parser.add_argument(
+        "--claim",
+        type=float | None,
+        default=None,
+        help="hours that the target's training is said to take; refused where no program could be so fast",
+    )
+    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+    _, first = parse(parser, Recipe, words, {}, "inheritune plan", complete=False)
+    values, where = read_recipe(first.recipe)
+    recipe, given = parse(parser, Recipe, words, values, where)
+    _quiet()
+    from inheritune import pipeline
+    from inheritune.console import Console
+
+    console = Console()
+    asked = pipeline.Circumstances(given.device, given.devices, given.price, given.claim)
+    plan = pipeline.make_plan(recipe, asked, console=console)
+    if given.json:
+        import json
+
+        print(json.dumps(plan, indent=2))
+        return
+    from inheritune.report import render_plan
+
+    console.table(render_plan(plan, width=console.width))
+
+
 def _prepare(words: list[str]) -> None:
     from inheritune.config import DataConfig, SourceConfig
     from inheritune.recipe import parse
@@ -484,6 +526,7 @@ COMMANDS = {
     "run": Command(
         "RECIPE", "the whole recipe: prepare, inherit, train or grow, controls, report", _run_until("run", "report")
     ),
+    "plan": Command("RECIPE --device a6000", "what a recipe costs: FLOPs, memory, hours, energy, money", _plan),
     "prepare": Command("SOURCE...", "text to token shards", _prepare),
     "inherit": Command("REFERENCE --layers 13", "surgery alone: a Hugging Face directory and its proof", _inherit),
     "depth": Command(

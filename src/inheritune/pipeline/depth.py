@@ -28,7 +28,7 @@ from inheritune.memory import predicted
 from inheritune.parallel import compute_dtype, place
 from inheritune.pipeline import layer_choice
 from inheritune.pipeline.checks import check_can_be_made, no_empty_parents
-from inheritune.pipeline.direct import SCAN_POSITIONS, prefix_parameters, prepared_shards
+from inheritune.pipeline.direct import SCAN_POSITIONS, prepared_shards
 from inheritune.planning import training_flops_per_token
 from inheritune.probing import Candidate, Probe, Rung, candidates, folder, least_tokens_by_depth
 from inheritune.reference import Reference
@@ -380,7 +380,10 @@ class _Study:
             progress=self._console.work("scanning", "sequences"),
         )
         record = layerwise.scan_record(
-            scan, set_name=development.name, parameters=prefix_parameters(model), vocabulary=found.embedding_rows
+            scan,
+            set_name=development.name,
+            parameters=references.prefix_parameters(model),
+            vocabulary=found.embedding_rows,
         )
         chosen: dict[str, list[int]] = {}
         for count in depths_to_try(self._most) if scan.turning is not None else ():

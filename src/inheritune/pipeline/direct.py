@@ -6,8 +6,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
-
 from inheritune import corpus, layerwise, reference as references, surgery
 from inheritune.arms import WHOLE_INITS, canonical_init, init_parts
 from inheritune.config import DataConfig
@@ -16,7 +14,7 @@ from inheritune.distributed import single
 from inheritune.errors import Failed, Refused
 from inheritune.pipeline import layer_choice
 from inheritune.pipeline.checks import check_can_be_made, check_cut, check_tokenizer, no_empty_parents
-from inheritune.reference import Reference, parameters
+from inheritune.reference import Reference
 from inheritune.report import scan_svg, scan_table
 from inheritune.run_directory import write_atomic, write_json
 from inheritune.tokens import Prepared, open_prepared
@@ -230,7 +228,7 @@ def _scan(
         progress=console.work("scanning", "sequences"),
     )
     record = layerwise.scan_record(
-        scan, set_name=name, parameters=prefix_parameters(model), vocabulary=found.embedding_rows
+        scan, set_name=name, parameters=references.prefix_parameters(model), vocabulary=found.embedding_rows
     )
     record = {"reference": found.source, "fingerprint": found.fingerprint, "sequence_length": length, **record}
     console.table(scan_table(record))
@@ -294,11 +292,3 @@ def prepared_shards(data: Path, reference: Reference) -> Prepared:
     check_tokenizer(prepared, reference)
     references.check_vocabulary(reference, prepared.manifest["tokenizer"]["vocabulary"])
     return prepared
-
-
-def prefix_parameters(model: PreTrainedModel) -> list[int]:
-    """Parameters of every prefix, with embeddings and head."""
-    blocks = references.block_list(model)[1]
-    inside = [sum(parameter.numel() for parameter in block.parameters()) for block in blocks]
-    outside = parameters(model) - sum(inside)
-    return [outside + sum(inside[: count + 1]) for count in range(len(inside))]

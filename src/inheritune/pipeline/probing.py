@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from inheritune import layerwise, surgery
+from inheritune import layerwise, reference as references, surgery
 from inheritune.config import InheritConfig, Recipe, TokenCount
 from inheritune.errors import Failed, Refused
 from inheritune.pipeline import layer_choice
@@ -36,9 +36,9 @@ def check(recipe: Recipe, reference: Reference) -> None:
     if not possible(reference, candidates(reference.layers, [count])):
         surgery.plan_cut(reference, tuple(range(count)))  # says why
         raise Refused(f"inherit.layers: {recipe.inherit.layers}: no choice of {count} layers can be cut")
-    budget, least = recipe.inherit.probe_tokens, least_tokens(MOST_OF_A_COUNT, _step_tokens(recipe))
-    if budget is not None and budget < least:
-        what = f"{budget:,} tokens are not enough for {MOST_OF_A_COUNT} candidates to take a step in every rung"
+    asked, least = recipe.inherit.probe_tokens, least_tokens(MOST_OF_A_COUNT, _step_tokens(recipe))
+    if asked is not None and asked < least:
+        what = f"{asked:,} tokens are not enough for {MOST_OF_A_COUNT} candidates to take a step in every rung"
         raise Refused(f"inherit.probe_tokens: {what}; give {least:,} or more")
 
 
@@ -57,15 +57,16 @@ def layers_asked(inherit: InheritConfig, reference: Reference) -> int:
     except ValueError:
         forms = f"probe:N with 1 to {reference.layers} layers, or with the most parameters, such as probe:1.5B"
         raise Refused(f"layers: {word!r} is not possible; give {forms}") from None
-    low, high = 0, reference.layers  # low layers fit, more than high do not
-    while low < high:
-        middle = (low + high + 1) // 2
-        fits = surgery.plan_cut(reference, tuple(range(middle))).parameters <= most
-        low, high = (middle, high) if fits else (low, middle - 1)
-    if low == 0:
-        least = surgery.plan_cut(reference, (0,)).parameters
-        raise Refused(f"layers: {word!r} is not possible: one layer of {reference.source} has {least:,} parameters")
-    return low
+    sizes = references.prefix_parameters(reference.skeleton)
+    if sizes[0] > most:
+        raise Refused(f"layers: {word!r} is not possible: one layer of {reference.source} has {sizes[0]:,} parameters")
+    return sum(size <= most for size in sizes)
+
+
+def budget(recipe: Recipe, steps: int, count: int) -> int:
+    """Tokens that so many candidates are trained on together, where the target takes so many steps."""
+    step_tokens = _step_tokens(recipe)
+    return recipe.inherit.probe_tokens or max(steps * step_tokens // _SHARE, least_tokens(count, step_tokens))
 
 
 def possible(reference: Reference, among: Iterable[Candidate]) -> list[Candidate]:
@@ -117,13 +118,12 @@ def _probe(run: Run, models: Models, reference: Reference, prepared: Prepared) -
     steps = min(training.steps, recipe.train.max_steps or training.steps)
     step_tokens = _step_tokens(recipe)
     found = run.world.on_main(lambda: _candidates(run, reference, prepared))
-    least = least_tokens(len(found), step_tokens)
-    budget = recipe.inherit.probe_tokens or max(steps * step_tokens // _SHARE, least)
-    longest = max((rung.steps for rung in rungs(len(found), budget, step_tokens)), default=0)
+    tokens = budget(recipe, steps, len(found))
+    longest = max((rung.steps for rung in rungs(len(found), tokens, step_tokens)), default=0)
     if longest > steps:
-        what = f"with {budget:,} tokens the last candidates are trained for {longest} steps, the target for {steps}"
+        what = f"with {tokens:,} tokens the last candidates are trained for {longest} steps, the target for {steps}"
         raise Failed(f"inherit.probe_tokens: {what}; give fewer, or train the target longer")
-    run.console.line(f"  {len(found)} candidates, {budget:,} tokens of training in all")
+    run.console.line(f"  {len(found)} candidates, {tokens:,} tokens of training in all")
 
     def start(candidate: Candidate) -> PreTrainedModel:
         out = run.directory / _FOLDER / "starts" / folder(candidate)
@@ -139,7 +139,7 @@ def _probe(run: Run, models: Models, reference: Reference, prepared: Prepared) -
         candidates=found,
         prepared=prepared,
         config=recipe.train,
-        tokens=budget,
+        tokens=tokens,
         directory=run.directory / _FOLDER,
         sequence_length=recipe.data.sequence_length,
         passes=recipe.data.passes,

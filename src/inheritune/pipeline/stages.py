@@ -22,8 +22,10 @@ from inheritune.pipeline import checks, data, evaluating, layer_choice, probing,
 from inheritune.pipeline.growing import Growing
 from inheritune.pipeline.models import Models, Training, for_arm
 from inheritune.pipeline.outcome import finish, show, trained
+from inheritune.pipeline.plan import Circumstances, make_plan
 from inheritune.pipeline.shared import Record, Run
 from inheritune.reference import Reference
+from inheritune.report import three_lines
 from inheritune.run_directory import clear, lock, read_json, write_atomic, write_json
 from inheritune.tokens import Prepared, open_prepared
 from inheritune.tracking import check_tracker
@@ -190,7 +192,18 @@ class _Stages:
             return show(self.directory, done, self._run.console)
         write_atomic(self.directory / "recipe.yaml", recipes.dump(self._run.recipe))
         write_json(self.directory / "environment.json", environment.describe())
+        for line in self._plan():
+            self._run.console.line(line)
         return None
+
+    def _plan(self) -> list[str]:
+        """What the run will take, in three lines; nothing where that cannot be told beforehand."""
+        run = self._run
+        asked = Circumstances(devices=run.world.size if run.world.device.type == "cuda" else 1)
+        try:
+            return three_lines(make_plan(run.recipe, asked, reference=run.reference, quick=True))
+        except Refused:
+            return []
 
     def _stages(self, until: str) -> Record:
         run = self._run

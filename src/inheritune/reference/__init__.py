@@ -7,6 +7,7 @@ reads the model itself.
     weight files: there, whole, safe      weights.py
     a GGUF file → a plain directory       gguf_header.py (checked), dequantising.py
     files and config fit each other       fitting.py
+    what a config alone says              outlining.py
     blocks, final norm, parameters        structure.py
     names in files and in the module      internals.py
 """
@@ -22,8 +23,9 @@ from inheritune.reference.finding import (
     load,
 )
 from inheritune.reference.internals import Naming, align, cast_as_loaded, quiet, weightless, whole_sequences
+from inheritune.reference.outlining import outline, outlined
 from inheritune.reference.streaming import streamed
-from inheritune.reference.structure import block_list, eval_mode, final_norm, fresh, parameters
+from inheritune.reference.structure import block_list, eval_mode, final_norm, fresh, parameters, prefix_parameters
 from inheritune.reference.weights import DTYPES, StoredTensor, WeightReader, one_line
 
 __all__ = [
@@ -46,7 +48,10 @@ __all__ = [
     "fresh",
     "load",
     "one_line",
+    "outline",
+    "outlined",
     "parameters",
+    "prefix_parameters",
     "quiet",
     "streamed",
     "weightless",

@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -123,6 +124,19 @@ def dequantised(source: str, file: Path, dtype: torch.dtype = torch.float32) -> 
         dequantised_from=_quantised_in(header),
         lost=tuple(record["lost"]),
     )
+
+
+def config_in(source: str, file: Path) -> PretrainedConfig:
+    """The config that a GGUF file's header describes; nothing is dequantised or written.
+
+    Raises:
+        Refused: the file is no model that could be dequantised.
+    """
+    check_model(source, read_header(source, file, _blocks(source)))
+    with TemporaryDirectory() as inside:  # by itself, as `_make` has it
+        (Path(inside) / _LINK).symlink_to(file.absolute())
+        with _understood(source), quiet():
+            return _plain_config(AutoConfig.from_pretrained(inside, gguf_file=_LINK))
 
 
 def _quantised_in(header: Header) -> str | None:

@@ -173,9 +173,9 @@ def find(
         path = gguf.path
         for line in gguf.lost:
             _LOG.warning("%s: %s", reference, line)
-    config = _config(reference, path, trust_remote_code)
+    config = checked_config(reference, path, trust_remote_code)
     files = weight_files(reference, path)
-    skeleton = _skeleton(reference, config, trust_remote_code)
+    skeleton = skeleton_of(reference, config, trust_remote_code)
     tokenizer = _tokenizer(reference, path, trust_remote_code)
     head, embedding = skeleton.get_output_embeddings(), skeleton.get_input_embeddings()
     licence = _licence(reference, path)
@@ -307,7 +307,7 @@ def describe(reference: Reference) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """Where a reference lies."""
 
     source: str
@@ -320,8 +320,24 @@ class _Place:
     """Of a hub id: the GGUF file in it."""
 
 
-def _locate(reference: str, revision: str | None, trust_remote_code: bool, file: str | None) -> _Place:
+def _locate(reference: str, revision: str | None, trust_remote_code: bool, file: str | None) -> Place:
     """The directory or GGUF file of a reference, and its commit if it is from the hub."""
+    place = local_place(reference, revision, file)
+    if place is not None:
+        return place
+    if file is None:
+        path, commit = _download(reference, revision, trust_remote_code)
+        return Place(reference, path, commit)
+    path, commit = _download_file(reference, revision, file)
+    return Place(reference, path, commit, file)
+
+
+def local_place(reference: str, revision: str | None, file: str | None) -> Place | None:
+    """The directory or GGUF file of a reference that is on this machine; None for one of the hub.
+
+    Raises:
+        Refused: it is neither, or not what its name says.
+    """
     packaged = reference.startswith(PACKAGED)
     directory = Path(reference).expanduser()
     if packaged:
@@ -335,17 +351,13 @@ def _locate(reference: str, revision: str | None, trust_remote_code: bool, file:
         if revision is not None:
             raise Refused(f"{reference}: a directory has no revision; leave revision out, or give a hub id")
         if file is None:
-            return _Place(reference, directory)
-        return _Place(str(Path(reference) / file), _checked_file(reference, directory, file))
+            return Place(reference, directory)
+        return Place(str(Path(reference) / file), checked_file(reference, directory, file))
     if reference and os.path.exists(directory):
-        return _Place(reference, _lone_file(reference, directory, revision, file))
+        return Place(reference, _lone_file(reference, directory, revision, file))
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", reference, re.ASCII):
         raise Refused(f"{reference}: no such directory, and no hub id (ORG/NAME)")
-    if file is None:
-        path, commit = _download(reference, revision, trust_remote_code)
-        return _Place(reference, path, commit)
-    path, commit = _download_file(reference, revision, file)
-    return _Place(reference, path, commit, file)
+    return None
 
 
 def _lone_file(reference: str, path: Path, revision: str | None, file: str | None) -> Path:
@@ -363,8 +375,12 @@ def _is_plain_file_name(file: str) -> bool:
     return re.fullmatch(r"[^*?\[\]\\/\0]+(/[^*?\[\]\\/\0]+)*", file) is not None and ".." not in file.split("/")
 
 
-def _checked_file(reference: str, directory: Path, file: str) -> Path:
-    """A GGUF file of a directory."""
+def checked_file(reference: str, directory: Path, file: str) -> Path:
+    """A GGUF file of a directory.
+
+    Raises:
+        Refused: it holds no such file.
+    """
     path = directory / file
     if not os.path.isfile(path):
         held = sorted(one.name for one in directory.glob("*.gguf"))
@@ -384,7 +400,7 @@ def _download(name: str, revision: str | None, trust_remote_code: bool) -> tuple
 
     with _from_hub(name):
         path = fetch("*.json", "*.txt", "*.model", "*.jinja", "README.md", *(["*.py"] if trust_remote_code else []))
-        _config(name, path, trust_remote_code)
+        checked_config(name, path, trust_remote_code)
         fetch("model*.safetensors")
         if not any(path.glob("*.safetensors")):
             fetch("pytorch_model*.bin")
@@ -395,7 +411,7 @@ def _download_file(name: str, revision: str | None, file: str) -> tuple[Path, st
     """A GGUF file of a hub repository, in the cache, and the commit."""
     with _from_hub(name):
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=[file, "README.md"]))
-    return _checked_file(name, folder, file), folder.name
+    return checked_file(name, folder, file), folder.name
 
 
 @contextlib.contextmanager
@@ -409,8 +425,12 @@ def _from_hub(name: str) -> Iterator[None]:
         ) from error
 
 
-def _config(source: str, path: Path, trust_remote_code: bool) -> PretrainedConfig:
-    """The config, of a model that transformers can generate text with and whose weights are not quantised."""
+def checked_config(source: str, path: Path, trust_remote_code: bool) -> PretrainedConfig:
+    """The config, of a model that transformers can generate text with and whose weights are not quantised.
+
+    Raises:
+        Refused: there is none, or it is of another kind.
+    """
     if not (path / "config.json").exists():
         held = sorted(one.name for one in path.glob("*.gguf"))
         hint = f"; it holds GGUF files: give reference_file, such as {held[0]}" if held else ""
@@ -433,8 +453,12 @@ def _config(source: str, path: Path, trust_remote_code: bool) -> PretrainedConfi
     return config
 
 
-def _skeleton(source: str, config: PretrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
-    """The model without values, on the meta device: what it is made of can be counted at no cost."""
+def skeleton_of(source: str, config: PretrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
+    """The model without values, on the meta device: what it is made of can be counted at no cost.
+
+    Raises:
+        Refused: transformers cannot build it, or which list holds its blocks cannot be told.
+    """
     try:
         model = weightless(config, trust_remote_code=trust_remote_code)
         block_list(model)

@@ -96,3 +96,10 @@ def eval_mode(*models: PreTrainedModel) -> Iterator[None]:
     finally:
         for module, training in before:
             module.training = training
+
+
+def prefix_parameters(model: PreTrainedModel) -> list[int]:
+    """Parameters of every prefix of a model's blocks, with embeddings, final norm and head: N values."""
+    inside = [sum(parameter.numel() for parameter in block.parameters()) for block in block_list(model)[1]]
+    outside = parameters(model) - sum(inside)
+    return [outside + sum(inside[: count + 1]) for count in range(len(inside))]

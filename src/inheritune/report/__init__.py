@@ -2,7 +2,8 @@
 
 It reads records and nothing else, so that it also works on a run that is going on, was cut short, or came from another
 machine. What is missing or unreadable is marked as a gap on the page. jinja2, matplotlib and rich are imported where
-they are used; this package imports no torch. An evaluation comes as tables, as a figure, and into a model card.
+they are used; this package imports no torch. An evaluation comes as tables, as a figure, and into a model card;
+a plan as tables.
 """
 
 from inheritune.report.degeneracy import degeneracy_svg, degeneracy_table
@@ -11,6 +12,7 @@ from inheritune.report.evaluation import latex_evaluation, markdown_evaluation, 
 from inheritune.report.evaluation_figure import evaluation_svg
 from inheritune.report.model_card import card_with_results, model_index
 from inheritune.report.page import usage, write_report
+from inheritune.report.plan import render_plan, three_lines
 from inheritune.report.scan import scan_svg, scan_table
 from inheritune.report.table import Row, markdown_table, render_table, table_rows
 from inheritune.report.table4 import markdown_table4, render_table4, table4_rows
@@ -30,12 +32,14 @@ __all__ = [
     "markdown_table4",
     "model_index",
     "render_evaluation",
+    "render_plan",
     "render_table",
     "render_table4",
     "scan_svg",
     "scan_table",
     "table4_rows",
     "table_rows",
+    "three_lines",
     "usage",
     "write_report",
 ]
