@@ -298,7 +298,7 @@ class Trainer:
                     self._evaluate(metrics, stop)
                 if validating and not last and self._ended_early():
                     break
-        self._checkpointer.finish()
+            self._end(stop)
 
     def _step(self, stop: list[int]) -> Launched:
         """One optimiser step, launched: its loss is the mean over the step's tokens, however they are split."""
@@ -393,6 +393,12 @@ class Trainer:
             )
             error.said = not self.world.main
             raise error
+
+    def _end(self, stop: list[int]) -> None:
+        """Wait for the last checkpoint; a stop that came while the last step was validated or saved counts, too."""
+        self._checkpointer.finish()
+        if any(self.world.gathered(bool(stop))):
+            self._interrupt(stop)
 
     def _interrupt(self, stop: list[int]) -> NoReturn:
         written = self._checkpointer.finish()
