@@ -219,10 +219,11 @@ class Probe:
         lost = False
         try:
             trained = trainer.run()
-            costs |= {name: getattr(trained, name) for name in ("steps", "tokens", "flops", "seconds")}
         except Diverged as error:
             self.report(f"  {error}")
-            lost = True
+            trained, lost = trainer.trained(), True
+        costs |= {name: getattr(trained, name) for name in ("steps", "tokens", "flops", "seconds")}
+        costs["consumption"] = trained.consumption.record()
         return self.world.on_main(lambda: self._noted(candidate, costs, done, lost=lost))
 
     def _noted(self, candidate: Candidate, costs: Record, done: dict[str, Record], *, lost: bool) -> Record:
