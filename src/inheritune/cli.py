@@ -510,7 +510,23 @@ def _evaluate(words: list[str]) -> None:
 def _report(words: list[str]) -> None:
     parser = _bare_parser("report")
     parser.add_argument("run", type=str, nargs="+", help="run directories")
+    parser.add_argument(
+        "--table1", action="store_true", help="print the poster's table 1 with the runs below it, and end"
+    )
+    parser.add_argument("--price", type=float | None, default=None, help="--table1: of an hour of one device")
+    parser.add_argument("--markdown", action="store_true", help="--table1: in Markdown")
+    parser.add_argument("--latex", action="store_true", help="--table1: in LaTeX")
     namespace = _plain(parser, words)
+    if namespace.table1:
+        _table1(namespace)
+        return
+    stray = [
+        f"--{name}"
+        for name in ("price", "markdown", "latex")
+        if (value := getattr(namespace, name)) is not None and value is not False
+    ]
+    if stray:
+        raise Refused(f"report: {stray[0]} belongs to --table1")
     from inheritune.console import Console
     from inheritune.report import render_table4, write_report
 
@@ -520,6 +536,21 @@ def _report(words: list[str]) -> None:
         page = write_report(directory)
         console.table(render_table4(directory, width=console.width))
         print(page)
+
+
+def _table1(given: Namespace) -> None:
+    """`report --table1`: nothing is written."""
+    if given.markdown and given.latex:
+        raise Refused("report: --markdown and --latex: give one of them")
+    from inheritune.console import Console
+    from inheritune.report import latex_table1, markdown_table1, render_table1, table1_sheet
+
+    sheet = table1_sheet([_directory(run, "RUN") for run in given.run], price_per_device_hour=given.price)
+    if given.markdown or given.latex:
+        print((markdown_table1 if given.markdown else latex_table1)(sheet), end="")
+        return
+    console = Console()
+    console.table(render_table1(sheet, width=console.width))
 
 
 COMMANDS = {
@@ -539,5 +570,5 @@ COMMANDS = {
         _run_until("grow", "train"),
     ),
     "evaluate": Command("MODEL... --suite table2", "the poster's tasks through lm-evaluation-harness", _evaluate),
-    "report": Command("RUN...", "table 4 of a run, and its report.html again", _report),
+    "report": Command("RUN...", "table 4 of a run, and its report.html again; table 1 of several", _report),
 }

@@ -278,11 +278,12 @@ class Probe:
         lost = False
         try:
             trained = trainer.run()
-            costs |= {name: getattr(trained, name) for name in ("steps", "tokens", "flops", "seconds")}
             self.climbed(candidate, trainer.model, len(climbed))
         except Diverged as error:
             self.report(f"  {error}")
-            lost = True
+            trained, lost = trainer.trained(), True
+        costs |= {name: getattr(trained, name) for name in ("steps", "tokens", "flops", "seconds")}
+        costs["consumption"] = trained.consumption.record()
         return self.world.on_main(lambda: self._noted(candidate, costs, done, climbed, lost=lost))
 
     def _noted(

@@ -15,6 +15,7 @@ from inheritune.report.page import usage, write_report
 from inheritune.report.plan import render_plan, three_lines
 from inheritune.report.scan import scan_svg, scan_table
 from inheritune.report.table import Row, markdown_table, render_table, table_rows
+from inheritune.report.table1 import latex_table1, markdown_table1, render_table1, table1_sheet
 from inheritune.report.table4 import markdown_table4, render_table4, table4_rows
 
 __all__ = [
@@ -26,17 +27,21 @@ __all__ = [
     "depth_svg",
     "evaluation_svg",
     "latex_evaluation",
+    "latex_table1",
     "layers_table",
     "markdown_evaluation",
     "markdown_table",
+    "markdown_table1",
     "markdown_table4",
     "model_index",
     "render_evaluation",
     "render_plan",
     "render_table",
+    "render_table1",
     "render_table4",
     "scan_svg",
     "scan_table",
+    "table1_sheet",
     "table4_rows",
     "table_rows",
     "three_lines",

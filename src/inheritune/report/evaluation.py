@@ -6,14 +6,14 @@ they are. Accuracies are shown in percent, perplexities as they are.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from inheritune.report.evaluation_numbers import BOLD_RULE, Sheet, is_scored, is_share
+from inheritune.report.evaluation_numbers import BOLD_RULE, is_scored, is_share
 from inheritune.report.numbers import NOT_APPLICABLE, count, number_of, percent
-from inheritune.report.table import dict_of, escaped
+from inheritune.report.sheets import PACKAGES, Sheet, in_latex, in_markdown
+from inheritune.report.table import dict_of
 from inheritune.scores import Evaluation, Line, Paired, Score
 
 if TYPE_CHECKING:
@@ -356,73 +356,9 @@ def render_evaluation(evaluation: Evaluation, *, width: int = 80) -> Group:
 
 def markdown_evaluation(evaluation: Evaluation) -> str:
     """An evaluation as Markdown: a table each for scores, paired differences and published figures, with notes."""
-    return "\n".join(_markdown(sheet) for sheet in _sheets(evaluation))
-
-
-def _markdown(sheet: Sheet) -> str:
-    rule = ["---" if index < sheet.words else "---:" for index in range(len(sheet.header))]
-    rows = [[_in_markdown(cell) for cell in row] for row in (sheet.header, *sheet.rows)]
-    table = "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:]))
-    notes = "".join(f"- {_in_markdown(note)}\n" for note in sheet.notes)
-    return f"**{_in_markdown(sheet.title)}**\n\n{table}\n" + (f"\n{notes}" if notes else "")
-
-
-def _in_markdown(text: str) -> str:
-    """Text as Markdown that shows it as it is, on one line: struck out, or in mathematics, it would be on GitHub."""
-    return re.sub(r"([~$])", r"\\\1", escaped(" ".join(text.split())))
-
-
-_LATEX = {
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "`": r"\textasciigrave{}",
-    '"': r"\textquotedbl{}",
-    # At the start of a row these would be taken for arguments of the `\\` before it.
-    "[": "{[}",
-    "]": "{]}",
-    "*": "{*}",
-    "--": "-{}-",
-    "±": r"$\pm$",
-    "−": "$-$",
-    "↓": r"$\downarrow$",
-    "≥": r"$\geq$",
-    "–": "--",
-    "’": "'",
-}
+    return "\n".join(map(in_markdown, _sheets(evaluation)))
 
 
 def latex_evaluation(evaluation: Evaluation) -> str:
     """An evaluation as LaTeX tables for the packages `booktabs` and `fontenc` with `T1`."""
-    return "% \\usepackage[T1]{fontenc} \\usepackage{booktabs}\n" + "\n".join(map(_latex, _sheets(evaluation)))
-
-
-def _latex(sheet: Sheet) -> str:
-    columns = "l" * sheet.words + "r" * (len(sheet.header) - sheet.words)
-    header, *rows = (" & ".join(map(_in_latex, row)) + r" \\" for row in (sheet.header, *sheet.rows))
-    notes = " ".join(map(_in_latex, sheet.notes))
-    lines = [
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{_in_latex(sheet.title)}.}}",
-        rf"\begin{{tabular}}{{{columns}}}",
-        r"\toprule",
-        header,
-        r"\midrule",
-        *rows,
-        r"\bottomrule",
-        r"\end{tabular}",
-        *([rf"\par\smallskip\parbox{{\linewidth}}{{\footnotesize {notes}}}"] if notes else []),
-        r"\end{table}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _in_latex(text: str) -> str:
-    """Text as LaTeX that shows it as it is."""
-    found = re.compile("|".join(re.escape(key) for key in sorted(_LATEX, key=len, reverse=True)))
-    return found.sub(lambda match: _LATEX[match[0]], " ".join(text.split()))
+    return PACKAGES + "\n".join(map(in_latex, _sheets(evaluation)))

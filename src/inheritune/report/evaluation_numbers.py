@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Any
 
 from inheritune.report.numbers import NOT_APPLICABLE, number_of
@@ -23,19 +22,6 @@ def is_share(metric: str) -> bool:
 def is_scored(evaluation: Evaluation, line: Line) -> bool:
     """Whether a model has a score on a line; of a group with gaps it may be of the tasks that are there."""
     return any(line.name in scores for scores in evaluation.scores.values())
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """A table as text, for any format."""
-
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    words: int
-    """How many columns, from the left, hold words; the others hold numbers."""
-    notes: tuple[str, ...]
-    """Sentences that go below it."""
 
 
 def short_number(metric: str, value: Any, error: Any = None) -> str:

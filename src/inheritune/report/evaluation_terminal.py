@@ -13,7 +13,6 @@ from rich.text import Text
 
 from inheritune.report.evaluation_numbers import (
     BOLD_RULE,
-    Sheet,
     at_places,
     is_scored,
     is_share,
@@ -21,6 +20,7 @@ from inheritune.report.evaluation_numbers import (
     short_number,
 )
 from inheritune.report.numbers import NOT_APPLICABLE, number_of, percent
+from inheritune.report.sheets import Sheet
 from inheritune.report.table import dict_of
 from inheritune.report.terminal_table import LEAST_NAME, Column, table, widest
 from inheritune.scores import Evaluation, Line, Model, Paired, Score

@@ -73,6 +73,16 @@ def plain(value: Any) -> str:
     return NOT_APPLICABLE if number is None else f"{round(number, 2):,.12g}"
 
 
+def significant(value: Any) -> str:
+    """Hours, energy or money to three digits: 0.0123, 4.56, 5,280."""
+    number = number_of(value)
+    if number is None:
+        return NOT_APPLICABLE
+    if 0 < number < 0.001:
+        return "<0.001"
+    return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
+
+
 def by_key(key: str, value: Any) -> str:
     """A value of the ledger or of the environment, by what its key says of its unit."""
     if value is None:

@@ -10,11 +10,13 @@ from typing import Any
 
 from inheritune.errors import Refused
 from inheritune.growth import layers_in_words
+from inheritune.ledger import TOTAL, name_of_stem
 from inheritune.report.account import account_of
 from inheritune.report.curves import STANDALONE_STYLE, Panel, draw_curves, panels_of
 from inheritune.report.growth_figure import growth_panel, round_curves, rule, story, without_curve
 from inheritune.report.numbers import NOT_APPLICABLE, count, decimals, flat, words
-from inheritune.report.records import Records, file_stem, grows, name_of_stem, read_record, records_of
+from inheritune.report.records import Records, file_stem, grows, read_record, records_of
+from inheritune.report.sums import sums_sheet
 from inheritune.report.table import colour_names, dict_of, models_of, table_rows
 from inheritune.report.table4 import table4_rows
 from inheritune.result import title_of
@@ -88,13 +90,18 @@ def _control_files(run: Path, result: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _matrix(ledger: Mapping[str, Any]) -> dict[str, Any]:
-    """The ledger as a table, a row a stage; entries that are no stage are listed before it."""
-    stages = {str(name): dict(flat(stage)) for name, stage in ledger.items() if isinstance(stage, dict)}
+    """The ledger as a table, a row a stage, and its sums; entries that are neither are listed before it."""
+    stages = {
+        str(name): dict(flat({key: value for key, value in stage.items() if key != "consumption"}))
+        for name, stage in ledger.items()
+        if isinstance(stage, dict) and name != TOTAL
+    }
     columns = list(dict.fromkeys(key for stage in stages.values() for key in stage))
     return {
         "columns": [{"seconds": "time", "flops": "FLOPs"}.get(name, name) for name in columns],
         "rows": [(words(name), [stage.get(key, NOT_APPLICABLE) for key in columns]) for name, stage in stages.items()],
         "single": flat({name: value for name, value in ledger.items() if not isinstance(value, dict)}),
+        "sums": sums_sheet(dict_of(ledger.get(TOTAL))),
     }
 
 
