@@ -7,9 +7,9 @@ shapes that a CPU can train, each setting's step in a process of its own: its pa
 total by torch's allocator and by the growth of the process (VmHWM), which know nothing of the predictor. The allocator
 counts every tensor, and nothing of what libraries take for themselves; the process all of it, and pages that it keeps.
 `llama` and `gpt2` have the large shape's structure; `smollm2-15`, half of SmolLM2's layers, is trained by the chunked
-loss and by the plain one. A prediction that is off by more than 10% of the allocator's total would refute it; for
-compiled blocks, which keep less, what is predicted is eager mode's, and is shown for the difference. On a GPU the large
-shape itself is trained for some steps, blocks compiled, and `max_memory_allocated` stands beside the prediction.
+loss and by the plain one, in eager mode and compiled. A prediction that is off by more than 10% of the allocator's
+total would refute it. On a GPU the large shape itself is trained for some steps, blocks compiled, and
+`max_memory_allocated` stands beside what is predicted for eager blocks, which keep more.
 """
 
 from __future__ import annotations
@@ -178,6 +178,7 @@ def predict(case: Case, changes: dict[str, Any]) -> dict[str, int]:
         dtype=getattr(torch, case.dtype),
         device=case.device,
         loss=loss_of(changes),
+        compiled_blocks=case.device == "cpu" and changes.get("compile") == "always",
     )
     return dataclasses.asdict(found) | {"total": found.total}
 

@@ -26,13 +26,18 @@ ALLOWED = {
     "console": "errors",
     "distributed": "errors",
     "hardware": "errors",
+    "devices": "errors",
+    "costs": "errors devices",
+    "energy": "errors devices",
+    "consumption": "errors run_directory",
+    "ledger": "errors run_directory consumption",
     "tracking": "errors run_directory",
     "versions": "errors",
+    "metering": "errors consumption distributed energy hardware",
     "loss": "errors",
     "attention": "errors",
     "schedule": "errors",
     "stopping": "errors",
-    "trained": "errors",
     "published": "errors",
     "scores": "errors",
     "scoring": "errors scores",
@@ -40,14 +45,15 @@ ALLOWED = {
     "comparison": "errors",
     "decision": "errors comparison",
     "abandonment": "errors schedule",
+    "depth": "errors comparison",
     "growth": "errors config",
     "result": "errors config run_directory published comparison decision growth",
     "reference": "errors config run_directory",
-    "devices": "errors",
-    "costs": "errors devices",
     "planning": "errors config reference",
     "corpus": "errors config run_directory",
     "tokens": "errors config run_directory distributed",
+    "trained": "errors consumption",
+    "batching": "errors loss tokens",
     "surgery": "errors run_directory reference",
     "scratch": "errors config reference",
     "parallel": "errors config versions distributed reference",
@@ -60,14 +66,13 @@ ALLOWED = {
     "layerwise": "errors config comparison result reference tokens loss parallel objective validation",
     "metrics": "errors run_directory hardware tracking",
     "micro_batch": "errors run_directory distributed hardware",
-    "memory": "errors config attention reference recomputation objective optimizer",
+    "memory": "errors config versions attention reference recomputation objective optimizer",
     "evaluation": "errors config run_directory published scores scoring comparison reference hardware",
-    "training": "errors config run_directory hardware tracking distributed loss schedule stopping trained scores"
-    " reference planning tokens parallel between recomputation objective optimizer checkpoint validation metrics"
-    " micro_batch",
+    "training": "errors config run_directory hardware tracking distributed metering schedule stopping trained scores"
+    " reference planning tokens batching parallel between recomputation objective optimizer checkpoint validation"
+    " metrics micro_batch",
     "probing": "errors config arms run_directory distributed reference surgery tokens metrics training",
-    "depth": "errors config run_directory reference planning surgery validation layerwise training",
-    "report": "errors run_directory published scores scoring comparison growth result",
+    "report": "errors run_directory devices ledger published scores scoring comparison growth result",
 }
 ALLOWED["pipeline"] = " ".join(ALLOWED)
 ALLOWED["cli"] = " ".join(ALLOWED)
@@ -93,9 +98,10 @@ LIGHT = [
     "comparison",
     "decision",
     "abandonment",
+    "depth",
     "result",
 ]
-LIGHT += ["report", "cli"]
+LIGHT += ["devices", "energy", "consumption", "ledger", "report", "cli"]
 HEAVY = ["torch", "transformers", "datasets", "datatrove", "matplotlib", "pandas"]
 
 RELATIVE = "."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import os
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -49,6 +50,7 @@ def foretold(
     dtype: torch.dtype = torch.float32,
     *,
     loss: Any = Objective,
+    compiled_blocks: bool = False,
     **train: Any,
 ) -> Memory:
     changes: dict[str, Any] = {"batch_sequences": 2 * MICRO_BATCH, "compile": "never"} | train
@@ -60,6 +62,7 @@ def foretold(
         dtype=dtype,
         device=device,
         loss=loss,
+        compiled_blocks=compiled_blocks,
     )
 
 
@@ -228,3 +231,15 @@ def test_a_storage_is_counted_from_its_making_to_its_end() -> None:
         live.add("working", -1000)
     assert sum(live.peak.values()) == 1400
     assert live.peak["working"] == 1000
+
+
+def test_without_a_partitioner_eager_blocks_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = llama()
+    eager, compiled = (foretold(config, compiled_blocks=kept) for kept in (False, True))
+    assert compiled.activations < eager.activations
+    assert compiled.weights == eager.weights
+    assert compiled.logits == eager.logits
+    for name in ("torch._functorch.partitioners", "torch._dynamo.backends.common"):
+        with monkeypatch.context() as hidden:
+            hidden.setitem(sys.modules, name, None)
+            assert foretold(config, compiled_blocks=True) == eager

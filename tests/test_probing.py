@@ -161,7 +161,7 @@ def probe_of(directory: Path, data: Prepared, **changes: Any) -> Probe:
 
 
 def without_times(record: dict[str, Any]) -> dict[str, Any]:
-    entries = [{**one, "seconds": None} for one in record["candidates"]]
+    entries = [{**one, "seconds": None, "consumption": None} for one in record["candidates"]]
     return {**record, "seconds": None, "candidates": entries}
 
 
@@ -326,12 +326,18 @@ def test_a_run_keeps_the_layers_that_its_probe_found(probed: Path) -> None:
 
 def test_what_probing_costs_stands_in_the_ledger(probed: Path) -> None:
     entry, probe = read_json(probed / "ledger.json")["probe"], read_json(probed / "layer_choice.json")["probe"]
+    taken = entry.pop("consumption")
     assert entry == {
         "seconds": probe["seconds"],
         "tokens": probe["tokens"],
         "flops": probe["flops"],
+        "steps": sum(one["steps"] for one in probe["candidates"]),
         "candidates": len(probe["candidates"]),
+        "trainings": len(probe["candidates"]),
     }
+    assert (taken["tokens"], taken["flops"], taken["steps"]) == (entry["tokens"], entry["flops"], entry["steps"])
+    assert taken["starts"] == len(probe["candidates"]), "a rung that begins is no restart"
+    assert read_json(probed / "ledger.json")["total"]["arms"]["probe"]["restarts"] == 0
     target = read_json(probed / "ledger.json")["train target"]
     assert entry["flops"] / entry["tokens"] == pytest.approx(target["flops"] / target["tokens"])
     assert entry["tokens"] == sum(one["tokens"] for one in probe["candidates"]) > 0

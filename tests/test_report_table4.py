@@ -18,10 +18,11 @@ from rich.console import Console
 
 from inheritune import scores
 from inheritune.comparison import resampled_means
+from inheritune.ledger import name_of_stem
 from inheritune.report import markdown_table4, render_table4, table4_rows, write_report
 from inheritune.report.curves import draw_curves
 from inheritune.report.growth_figure import curve, growth_panel, round_curves, rule, story
-from inheritune.report.records import Records, file_stem, name_of_stem, records_of
+from inheritune.report.records import Records, file_stem, records_of
 from inheritune.report.table4 import Line
 
 Record = dict[str, Any]

@@ -255,6 +255,28 @@ def test_a_loss_that_is_no_number_at_the_end_is_no_success(tmp_path: Path, data:
         trainer.run()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_while_the_last_step_is_validated_is_heard(
+    tmp_path: Path, data: Prepared, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    straight, trained = train(tmp_path / "straight", data)
+    real = training.Trainer._validate
+
+    def told(self: Trainer, metrics: Any) -> None:
+        if self._state.step == trained.steps:
+            os.kill(os.getpid(), number)
+        real(self, metrics)
+
+    monkeypatch.setattr(training.Trainer, "_validate", told)
+    with pytest.raises(Interrupted) as stop:
+        train(tmp_path / "run", data)
+    assert f"stopped after step {trained.steps} of {trained.steps}, checkpoint written" in str(stop.value)
+    assert stop.value.exit_code == 128 + number
+    model_, again = train(tmp_path / "run", data)
+    assert again.steps == trained.steps
+    assert all(torch.equal(value, weights(straight)[name]) for name, value in weights(model_).items())
+
+
 def test_a_full_disk_keeps_the_older_checkpoint(
     tmp_path: Path, data: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -353,6 +353,89 @@ def _inherit(words: list[str]) -> None:
         pipeline.scan(given.reference, data, layers=given.layers, out=out, **common)
 
 
+def _depth(words: list[str]) -> None:
+    parser = _bare_parser("depth")
+    parser.add_argument("reference", type=str, help="a directory, a GGUF file, a hub id or packaged:demo")
+    parser.add_argument(
+        "--data", type=str, required=True, help="a directory that inheritune prepare wrote, with a development set"
+    )
+    parser.add_argument(
+        "--max_parameters", "--max-parameters", type=str | None, default=None, help="of the target, such as 1.5B"
+    )
+    parser.add_argument(
+        "--max_memory",
+        "--max-memory",
+        type=str | None,
+        default=None,
+        help="of a step of its training, one sequence at a time, such as 24GB or 80GiB",
+    )
+    parser.add_argument(
+        "--probe_tokens",
+        "--probe-tokens",
+        type=str,
+        default="2M",
+        help="what the probe may cost, in tokens of training the deepest candidate (default: 2M); 0: no training",
+    )
+    parser.add_argument(
+        "--sequence_length", type=int | None, default=None, help="tokens a sequence (default: at most 512)"
+    )
+    parser.add_argument("--batch_sequences", type=int, default=8, help="sequences a step of the probe (default: 8)")
+    parser.add_argument("--learning_rate", type=float, default=3e-4, help="of the probe (default: 3e-4)")
+    parser.add_argument("--seed", type=int, default=0, help="of the order of blocks, and of the untrained network")
+    parser.add_argument("--out", type=str | None, default=None, help="the directory that is written")
+    parser.add_argument("--revision", type=str | None, default=None, help="the reference's revision on the hub")
+    parser.add_argument(
+        "--reference_file", type=str | None, default=None, help="of a hub id or a directory, its GGUF file to take"
+    )
+    parser.add_argument(
+        "--reference_dtype",
+        type=Literal["float32", "bfloat16"] | None,
+        default=None,
+        help="of a GGUF file, what it is dequantised to (default: float32)",
+    )
+    parser.add_argument(
+        "--trust_remote_code", type=bool, default=False, help="whether code of the reference may be run"
+    )
+    given = _plain(parser, words)
+    if given.sequence_length is not None and given.sequence_length < 2:
+        raise Refused("depth: --sequence_length must be 2 or more")
+    if not 0 <= given.seed < 2**63:
+        raise Refused("depth: --seed must be 0 or more, below 2**63")
+    from inheritune.config import TokenCount
+    from inheritune.depth import parse_bytes
+
+    amounts: dict[str, Callable[[str], int]] = {"max_parameters": TokenCount, "max_memory": parse_bytes}
+    budget = {name: _amount(name, getattr(given, name), convert) for name, convert in amounts.items()}
+    probe_tokens = _amount("probe_tokens", given.probe_tokens, TokenCount)
+    data = _directory(given.data, "--data")
+    out = _directory(given.out) if given.out is not None else None
+    _quiet()
+    from inheritune import pipeline
+
+    own = ("sequence_length", "batch_sequences", "learning_rate", "seed")
+    shared = ("revision", "reference_file", "reference_dtype", "trust_remote_code")
+    pipeline.choose_depth(
+        given.reference,
+        data,
+        out=out,
+        max_parameters=budget["max_parameters"],
+        max_memory=budget["max_memory"],
+        probe_tokens=probe_tokens or 0,
+        **{name: getattr(given, name) for name in (*own, *shared)},
+    )
+
+
+def _amount(name: str, text: str | None, convert: Callable[[str], int]) -> int | None:
+    """A flag's amount as a number."""
+    if text is None:
+        return None
+    try:
+        return int(convert(text))
+    except ValueError:
+        forms = "24GB or 80GiB" if name == "max_memory" else "500K, 90M or 1.5B"
+        raise Refused(f"depth: --{name} cannot be {text!r}; give a number such as {forms}") from None
+
+
 def _evaluate(words: list[str]) -> None:
     parser = _bare_parser("evaluate")
     parser.add_argument(
@@ -438,15 +521,20 @@ def _report(words: list[str]) -> None:
         "--watch", action="store_true", help="serve the page on 127.0.0.1 and draw it anew while the runs go on"
     )
     parser.add_argument("--port", type=int, default=0, help="--watch: of the server (default: one that is free)")
+    parser.add_argument(
+        "--table1",
+        action="store_true",
+        help="print the poster's table 1 with the runs below it (in Markdown or LaTeX by their flags), and end",
+    )
+    parser.add_argument("--price", type=float | None, default=None, help="--table1: of an hour of one device")
     given = _plain(parser, words)
+    _check_report(given)
+    if given.table1:
+        _table1(given)
+        return
     runs = [_directory(run, "RUN") for run in given.run]
     out = _directory(given.out) if given.out is not None else None
     kinds = [kind for kind in ("markdown", "latex", "svg", "pdf") if getattr(given, kind)]
-    if given.watch and (out is not None or kinds):
-        flag = "--out" if out is not None else f"--{kinds[0]}"
-        raise Refused(f"report: --watch writes nothing; leave out {flag}")
-    if not given.watch and given.port:
-        raise Refused("report: --port belongs to --watch")
     if given.watch:
         _watch(runs, given.port)
         return
@@ -470,6 +558,24 @@ def _report(words: list[str]) -> None:
             print(path)
 
 
+def _check_report(given: Namespace) -> None:
+    """Refuse flags that do not go together."""
+    flags = ("out", "markdown", "latex", "svg", "pdf", "watch", "port", "price")
+    there = [
+        name for name in flags if (value := getattr(given, name)) not in (None, False) and (name, value) != ("port", 0)
+    ]
+    for owner, unwanted, why in (
+        ("watch", ("out", "markdown", "latex", "svg", "pdf"), "--watch writes nothing"),
+        ("table1", ("out", "svg", "pdf", "watch"), "--table1 prints one table"),
+    ):
+        wrong = next((name for name in unwanted if name in there), None)
+        if getattr(given, owner) and wrong is not None:
+            raise Refused(f"report: {why}; leave out --{wrong}")
+    for owner, name in (("watch", "port"), ("table1", "price")):
+        if name in there and not getattr(given, owner):
+            raise Refused(f"report: --{name} belongs to --{owner}")
+
+
 def _watch(runs: list[Path], port: int) -> None:
     """`report --watch`: until Ctrl-C; where nobody sees the terminal, until the runs are over."""
     import time
@@ -488,6 +594,21 @@ def _watch(runs: list[Path], port: int) -> None:
             time.sleep(1)
 
 
+def _table1(given: Namespace) -> None:
+    """`report --table1`: nothing is written."""
+    if given.markdown and given.latex:
+        raise Refused("report: --markdown and --latex: give one of them")
+    from inheritune.console import Console
+    from inheritune.report import latex_table1, markdown_table1, render_table1, table1_sheet
+
+    sheet = table1_sheet([_directory(run, "RUN") for run in given.run], price_per_device_hour=given.price)
+    if given.markdown or given.latex:
+        print((markdown_table1 if given.markdown else latex_table1)(sheet), end="")
+        return
+    console = Console()
+    console.table(render_table1(sheet, width=console.width))
+
+
 COMMANDS = {
     "run": Command(
         "RECIPE", "the whole recipe: prepare, inherit, train or grow, controls, report", _run_until("run", "report")
@@ -495,6 +616,9 @@ COMMANDS = {
     "plan": Command("RECIPE --device a6000", "what a recipe costs: FLOPs, memory, hours, energy, money", _plan),
     "prepare": Command("SOURCE...", "text to token shards", _prepare),
     "inherit": Command("REFERENCE --layers 13", "surgery alone: a Hugging Face directory and its proof", _inherit),
+    "depth": Command(
+        "REFERENCE --data SHARDS", "how many layers to inherit, and which: measured, probed, with reasons", _depth
+    ),
     "train": Command("RECIPE", "prepare, inherit and train the target, without controls", _run_until("train", "train")),
     "grow": Command(
         "RECIPE",
@@ -502,5 +626,5 @@ COMMANDS = {
         _run_until("grow", "train"),
     ),
     "evaluate": Command("MODEL... --suite table2", "the poster's tasks through lm-evaluation-harness", _evaluate),
-    "report": Command("RUN...", "a run's page and table 4 again, several on one page, or watched", _report),
+    "report": Command("RUN...", "a run's page and table 4 again; several on one page; watched; table 1", _report),
 }

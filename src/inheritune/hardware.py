@@ -191,8 +191,33 @@ def give_back_freed_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def restart_peak_memory(device: torch.device, *, clear: Path = Path("/proc/self/clear_refs")) -> bool:
+    """Let `memory_used_bytes` begin anew, so that a training's peak is not that of one before it in the process.
+
+    Args:
+        device: of the training.
+        clear: Linux's way to it for a process (proc(5), clear_refs: 5 sets VmHWM to the present).
+
+    Returns:
+        Whether it could be done; else the peak stays that of the whole process.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    try:
+        clear.write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True
+
+
+def gpu_uuid(device: torch.device) -> str:
+    """A GPU's name in the world, as NVML takes it: numbers change with CUDA_VISIBLE_DEVICES."""
+    return f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+
+
 def memory_used_bytes(device: torch.device, *, status: Path = Path("/proc/self/status")) -> int:
-    """The most memory in use so far, in bytes: allocated by torch on a GPU, resident for the process on a CPU.
+    """The most memory in use since `restart_peak_memory`, in bytes: torch's on a GPU, the process's resident on a CPU.
 
     Args:
         device: of the training.

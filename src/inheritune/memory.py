@@ -3,13 +3,14 @@
 The whole step (forward, loss, backward, clipping) is run on fake tensors, which have shapes and dtypes and no values,
 by the very code that trains: so nothing here knows of any family, and what the code keeps or drops is what is counted.
 A storage counts from the operation that makes it until nothing refers to it. Not seen: what a kernel takes while it
-runs, the allocator's rounding and fragmentation, and what a compiler saves, since the step runs in eager mode; compiled
-blocks keep less.
+runs, and the allocator's rounding and fragmentation. Compiled blocks keep less than eager ones: what they keep is asked
+of the compiler's own partitioner (see `predicted`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from inheritune.objective import Losses, Objective
 from inheritune.optimizer import gradient_norm, host_bytes, moment_bytes, step_bytes
 from inheritune.recomputation import recompute_blocks
 from inheritune.reference import block_list, weightless, whole_sequences
+from inheritune.versions import partitioning_backend
 
 LossOf = Callable[[torch.Tensor, torch.Tensor], Losses]
 """Ids and labels of a micro-batch, both (B, T), to what is minimised."""
@@ -76,8 +78,9 @@ def predicted(
     device: str = "cuda",
     trust_remote_code: bool = False,
     loss: Callable[[PreTrainedModel, torch.dtype], LossOf] = Objective,
+    compiled_blocks: bool = False,
 ) -> Memory:
-    """The peak of a training step of one rank that holds the whole state; without a teacher, its layers in eager mode.
+    """The peak of a training step of one rank that holds the whole state, without a teacher.
 
     Args:
         config: of the model; its weights are not needed.
@@ -90,25 +93,57 @@ def predicted(
         trust_remote_code: whether code that comes with the config may be run.
         loss: puts the model, with the dtype of its products, together with its loss; another one than training's to
             foresee what that would take.
+        compiled_blocks: count what compiled blocks keep for the backward pass, as inductor's partitioner divides them;
+            a second or more a layer. Otherwise what eager ones keep, which is more. Operations still run one by one: of
+            what fused kernels never write a little is counted while a block runs. Where this torch has no such
+            partitioner, or it fails, eager blocks are counted.
 
     Raises:
         Refused: what the model computes depends on its values, such as the tokens that a mixture's expert gets.
     """
+    backend = partitioning_backend() if compiled_blocks else None
+    settings: dict[str, Any] = {"sequence_length": sequence_length, "micro_batch": micro_batch, "dtype": dtype}
+    settings |= {"device": device, "trust_remote_code": trust_remote_code, "loss": loss}
+    if backend is not None:
+        with contextlib.suppress(Exception), warnings.catch_warnings():  # dynamo's and the partitioner's, of many kinds
+            warnings.simplefilter("ignore")
+            return _run(config, train, backend=backend, **settings)
+    return _run(config, train, backend=None, **settings)
+
+
+def _run(
+    config: PretrainedConfig,
+    train: TrainConfig,
+    *,
+    sequence_length: int,
+    micro_batch: int,
+    dtype: torch.dtype,
+    device: str,
+    trust_remote_code: bool,
+    loss: Callable[[PreTrainedModel, torch.dtype], LossOf],
+    backend: Callable[..., Any] | None,
+) -> Memory:
+    """A step on fake tensors; with a backend for the blocks as it divides them."""
     model = weightless(config, trust_remote_code=trust_remote_code).train()
     live = Live()
     compiled = train.compile == "always" or (train.compile == "auto" and device != "cpu")
+    uncompiled = torch.compiler.set_stance("force_eager") if backend is None else contextlib.nullcontext()
     try:
-        with torch.compiler.set_stance("force_eager"), FakeTensorMode(), whole_sequences():
+        with uncompiled, _Fake(), whole_sequences():
             _materialise(model)
             trainable = list(model.parameters())
             live.add("optimizer", moment_bytes(trainable, train))
             if device != "cpu":
                 _fuse_attention(model)
+            if backend is not None:
+                for block in block_list(model)[1]:
+                    block._compiled_call_impl = torch.compile(block._call_impl, backend=backend, dynamic=False)
             if train.activation_checkpointing:
                 recompute_blocks(model)
             objective = loss(model, dtype)
             ids = torch.zeros((micro_batch, sequence_length), dtype=torch.int64)
-            with live.watching(model):
+            recompiled = torch._dynamo.config.patch(recompile_limit=4 * len(block_list(model)[1]))
+            with recompiled, live.watching(model):
                 for _ in range(2 if train.batch_sequences > micro_batch else 1):
                     forward_and_backward(objective, ids, live)
                 gradient_norm(trainable)
@@ -142,6 +177,15 @@ def _materialise(model: PreTrainedModel) -> None:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
 
 
+class _Fake(FakeTensorMode):
+    """Under which blocks may be compiled: dynamo takes fake inputs for what they are."""
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Whether dynamo may compile while this mode is on."""
+        return True
+
+
 class Live(TorchDispatchMode):
     """Bytes of the storages that are alive, by part, while operations run under it; real or fake.
 
@@ -158,6 +202,11 @@ class Live(TorchDispatchMode):
         """The parts when their sum was largest."""
         self._held: dict[int, tuple[weakref.ref[Any], str, int]] = {}
         self._total = self._most = 0
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Whether dynamo may compile while this mode is on; what compiled code makes is seen all the same."""
+        return True
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if any(hasattr(kind, "__tensor_flatten__") for kind in types):

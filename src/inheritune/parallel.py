@@ -153,6 +153,11 @@ def whole_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         yield name, value.full_tensor() if isinstance(value, DTensor) else value
 
 
+def is_compiled(setting: str, device_type: str, flops: float) -> bool:
+    """Whether blocks are to be compiled, by the setting and, where it is `auto`, by the FLOPs of the whole training."""
+    return setting == "always" or (setting == "auto" and (device_type != "cpu" or flops >= _COMPILE_WORTH_FLOPS))
+
+
 def compile_blocks(
     model: PreTrainedModel, setting: str, device: torch.device, *, flops: float, report: Callable[[str], None]
 ) -> bool:
@@ -161,7 +166,7 @@ def compile_blocks(
     Whether a compiler works is found out on a two-line function first: one line says what is missing, and the run goes
     on in eager mode. Returns whether the blocks are compiled.
     """
-    if setting == "never" or (setting == "auto" and device.type == "cpu" and flops < _COMPILE_WORTH_FLOPS):
+    if not is_compiled(setting, device.type, flops):
         return False
     missing = compiler_missing(device)
     if missing is not None:

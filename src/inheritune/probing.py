@@ -3,6 +3,9 @@
 Successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943): rung after rung the candidates that are left share
 an equal part of the budget, and the better half, by the loss on the development set, goes on from where it is. The
 learning rate stays at its peak after the warm-up, so that a candidate that goes on need not begin again.
+
+Candidates of several numbers of layers are trained for equal FLOPs: the fewer layers, the more tokens. Halves are then
+taken within each number of layers, so that every number is there at the end, all at the same cost.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -53,7 +57,7 @@ class Rung:
     candidates: int
     """How many take part."""
     steps: int
-    """Steps that each has taken at its end, those of the rungs before included."""
+    """Steps that each has taken at its end, those of the rungs before included; at equal FLOPs the dearest."""
 
 
 def candidates(
@@ -114,6 +118,39 @@ def _rungs(count: int) -> int:
     return math.ceil(math.log2(max(2, count)))
 
 
+def rungs_by_depth(depths: Sequence[int], tokens: int, step_tokens: int) -> list[Rung]:
+    """The rungs where each number of layers halves its own candidates: each costs about the same.
+
+    A rung's steps are a multiple of the first one's, so that what is measured every so many steps is measured at all
+    of them.
+
+    Args:
+        depths: each candidate's number of layers; of one candidate alone there is nothing to find out.
+        tokens: what all trainings together would take at most, if each candidate cost what the dearest does.
+        step_tokens: tokens a step.
+    """
+    if len(depths) < 2:
+        return []
+    first = tokens // least_tokens_by_depth(depths, step_tokens)
+    planned, steps = [], 0
+    for count, longer in _taking_part(depths):
+        steps += first * longer
+        planned.append(Rung(count, steps))
+    return planned
+
+
+def least_tokens_by_depth(depths: Sequence[int], step_tokens: int) -> int:
+    """The smallest budget in tokens for `rungs_by_depth`: a step for every candidate in the first rung."""
+    return sum(count * longer for count, longer in _taking_part(depths)) * step_tokens
+
+
+def _taking_part(depths: Sequence[int]) -> list[tuple[int, int]]:
+    """How many candidates there are in each rung, and how many times as long it is as the first."""
+    sizes = Counter(depths).values()
+    taking = [sum(math.ceil(size / 2**number) for size in sizes) for number in range(_rungs(max(sizes)))]
+    return [(count, round(taking[0] / count)) for count in taking]
+
+
 @dataclass
 class Probe:
     """Candidates that are trained beside each other; killed at any moment, the same call goes on."""
@@ -124,7 +161,7 @@ class Probe:
     config: TrainConfig
     """The target's settings; its learning rate, of several the middle one, is kept constant after the warm-up."""
     tokens: int
-    """What all trainings together may take, at least `least_tokens`."""
+    """What all trainings together may take, at least `least_tokens`; at equal FLOPs as `rungs_by_depth` says."""
     directory: Path
     """Gets `probe.json`, and a folder a candidate with its `metrics.jsonl`; no checkpoint stays."""
     sequence_length: int
@@ -138,6 +175,11 @@ class Probe:
     document_mask: bool = False
     teacher: Callable[[], PreTrainedModel | None] = lambda: None
     """Gives the model to learn from, where the objective is distillation."""
+    flops_per_token: Mapping[str, float] | None = None
+    """Of each candidate, by its name, what training takes. With it candidates are trained for equal FLOPs, and each
+    number of layers halves its own. None: equal tokens, and all are halved together."""
+    climbed: Callable[[Candidate, PreTrainedModel, int], None] = lambda _candidate, _model, _rungs: None
+    """Told a candidate with its model, trained in float32, at the end of each of its rungs, and how many these are."""
 
     def run(self) -> Record:
         """Train, halve, and say which candidate is best; with several ranks a collective call.
@@ -145,7 +187,8 @@ class Probe:
         Returns:
             `chosen` (a name) and its `layers`; `rungs`; `candidates`, each with its layers, parameters, its loss on the
             development set untrained and after each rung that it took part in (nats a token; null where it diverged),
-            and what it cost; `tokens`, `flops` and `seconds` of all of them.
+            and what it cost; `tokens`, `flops` and `seconds` of all of them. With `flops_per_token` also
+            `equal_tokens`, its losses after the tokens that the dearest has seen at the end of these rungs.
 
         Raises:
             Failed: every candidate diverged.
@@ -153,13 +196,13 @@ class Probe:
         """
         done = self.world.on_main(self._read)
         step_tokens = self.config.batch_sequences * self.sequence_length
-        planned = rungs(len(self.candidates), self.tokens, step_tokens)
+        planned = self.planned(step_tokens)
         left = list(self.candidates)
         for number, rung in enumerate(planned):
             for later, candidate in zip(range(len(left) - 1, -1, -1), left, strict=True):
                 if len(done[candidate.name]["losses"]) <= number:
-                    config = self._config(rung, planned[0])
-                    done[candidate.name] = self._climb(candidate, config, later, done)
+                    config = self._config(candidate, rung, planned[0])
+                    done[candidate.name] = self._climb(candidate, config, later, done, planned[: number + 1])
                     self.world.on_main(partial(self._make_room, done, left, number))
             left = self._better_half(left, done, number)
         if planned:
@@ -167,8 +210,18 @@ class Probe:
         if planned and done[left[0].name]["losses"][-1] is None:
             raise Failed(f"{self.directory}: every candidate diverged; lower train.learning_rate in a new run")
         record = self._record(left[0], planned, done)
-        self.world.on_main(lambda: self._finish(left[0], record))
+        self.world.on_main(lambda: self._finish(record))
         return record
+
+    def planned(self, step_tokens: int) -> list[Rung]:
+        """Its rungs.
+
+        Args:
+            step_tokens: tokens a step.
+        """
+        if self.flops_per_token is None:
+            return rungs(len(self.candidates), self.tokens, step_tokens)
+        return rungs_by_depth([len(one.layers) for one in self.candidates], self.tokens, step_tokens)
 
     def _read(self) -> dict[str, Record]:
         """What is known of each candidate, by name."""
@@ -181,8 +234,12 @@ class Probe:
             for one in self.candidates
         }
 
-    def _config(self, rung: Rung, first: Rung) -> TrainConfig:
-        """The settings of a training up to a rung; but for its length the same in every rung."""
+    def _config(self, candidate: Candidate, rung: Rung, first: Rung) -> TrainConfig:
+        """The settings of a candidate's training up to a rung; but for its length the same in every rung."""
+        steps, every = rung.steps, rung.steps
+        if self.flops_per_token is not None:
+            dearest = max(self.flops_per_token.values())
+            steps, every = int(rung.steps * dearest / self.flops_per_token[candidate.name]), first.steps
         rates = sorted(self.config.learning_rates)
         rate = rates[len(rates) // 2]
         return dataclasses.replace(
@@ -190,15 +247,17 @@ class Probe:
             learning_rate=rate,
             final_learning_rate=rate,
             warmup_steps=min(self.config.warmup_steps, first.steps // 2),
-            max_steps=rung.steps,
-            validate_every_steps=rung.steps,
+            max_steps=steps,
+            validate_every_steps=every,
             keep_checkpoints=1,
             export="last",
             tracker="none",
         )
 
-    def _climb(self, candidate: Candidate, config: TrainConfig, later: int, done: dict[str, Record]) -> Record:
-        """Train a candidate to the end of a rung; what is known of it then."""
+    def _climb(
+        self, candidate: Candidate, config: TrainConfig, later: int, done: dict[str, Record], climbed: Sequence[Rung]
+    ) -> Record:
+        """Train a candidate to the end of the last of some rungs; what is known of it then."""
         directory = self.directory / folder(candidate)
         self.world.on_main(lambda: directory.mkdir(exist_ok=True))
         model = self.start(candidate)
@@ -219,22 +278,28 @@ class Probe:
         lost = False
         try:
             trained = trainer.run()
-            costs |= {name: getattr(trained, name) for name in ("steps", "tokens", "flops", "seconds")}
+            self.climbed(candidate, trainer.model, len(climbed))
         except Diverged as error:
             self.report(f"  {error}")
-            lost = True
-        return self.world.on_main(lambda: self._noted(candidate, costs, done, lost=lost))
+            trained, lost = trainer.trained(), True
+        costs |= {name: getattr(trained, name) for name in ("steps", "tokens", "flops", "seconds")}
+        costs["consumption"] = trained.consumption.record()
+        return self.world.on_main(lambda: self._noted(candidate, costs, done, climbed, lost=lost))
 
-    def _noted(self, candidate: Candidate, costs: Record, done: dict[str, Record], *, lost: bool) -> Record:
+    def _noted(
+        self, candidate: Candidate, costs: Record, done: dict[str, Record], climbed: Sequence[Rung], *, lost: bool
+    ) -> Record:
         """Read a candidate's losses from its metrics, and write them down before its checkpoints may go."""
-        measured = [
-            one["losses"][_JUDGED_BY]
+        measured = {
+            one["step"]: one["losses"][_JUDGED_BY]
             for one in read_jsonl(self.directory / folder(candidate) / "metrics.jsonl")
             if one.get("kind") == "validation"
-        ]
-        loss = None if lost else _finite(measured[-1])
+        }
+        loss = None if lost else _finite(measured[max(measured)])
         before = done[candidate.name]
         entry = {**before, **costs, "untrained": _finite(measured[0]), "losses": [*before["losses"], loss]}
+        if self.flops_per_token is not None:
+            entry["equal_tokens"] = [_finite(measured.get(rung.steps)) for rung in climbed]
         write_json(self.directory / _RECORD, {"candidates": list({**done, candidate.name: entry}.values())})
         shown = "diverged" if loss is None else f"{loss:.3f} nats a token after {entry['tokens']:,} tokens"
         self.report(f"  {candidate.name}: {shown}")
@@ -242,21 +307,32 @@ class Probe:
 
     def _make_room(self, done: dict[str, Record], among: Sequence[Candidate], number: int) -> None:
         """Delete the checkpoints of those that are out, whatever the others of the rung come to."""
-        over = [one for one in among if len(done[one.name]["losses"]) > number]
-        order = sorted(over, key=lambda one: _rank(done[one.name]["losses"][number]))
-        for one in order[math.ceil(len(among) / 2) :]:
-            shutil.rmtree(self.directory / folder(one) / "checkpoints", ignore_errors=True)
+        for rivals in self._rivals(among):
+            over = [one for one in rivals if len(done[one.name]["losses"]) > number]
+            order = sorted(over, key=lambda one: _rank(done[one.name]["losses"][number]))
+            for one in order[math.ceil(len(rivals) / 2) :]:
+                shutil.rmtree(self.directory / folder(one) / "checkpoints", ignore_errors=True)
 
     def _better_half(self, left: list[Candidate], done: dict[str, Record], number: int) -> list[Candidate]:
         """Those that go on, in their own order; of equals the one named first."""
-        order = sorted(left, key=lambda one: _rank(done[one.name]["losses"][number]))
-        kept = {one.name for one in order[: math.ceil(len(left) / 2)]}
+        kept: set[str] = set()
+        for rivals in self._rivals(left):
+            order = sorted(rivals, key=lambda one: _rank(done[one.name]["losses"][number]))
+            kept |= {one.name for one in order[: math.ceil(len(rivals) / 2)]}
         return [one for one in left if one.name in kept]
 
-    def _finish(self, chosen: Candidate, record: Record) -> None:
+    def _rivals(self, among: Sequence[Candidate]) -> list[list[Candidate]]:
+        """Who is halved with whom: all of them, or those of a number of layers."""
+        if self.flops_per_token is None:
+            return [list(among)]
+        depths = dict.fromkeys(len(one.layers) for one in among)
+        return [[one for one in among if len(one.layers) == depth] for depth in depths]
+
+    def _finish(self, record: Record) -> None:
         """Write what came of it; the weights, trained by another schedule than the target's, are of no further use."""
         write_json(self.directory / _RECORD, record)
-        shutil.rmtree(self.directory / folder(chosen) / "checkpoints", ignore_errors=True)
+        for one in self.candidates:
+            shutil.rmtree(self.directory / folder(one) / "checkpoints", ignore_errors=True)
 
     def _record(self, chosen: Candidate, planned: Sequence[Rung], done: dict[str, Record]) -> Record:
         entries = [done[one.name] for one in self.candidates]

@@ -7,9 +7,12 @@ token but the first is a label exactly once. The tail that fills no block is not
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import hashlib
 import itertools
 import mmap
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -53,6 +56,15 @@ class TokenSet:
             np.concatenate(ends).astype(np.int64) if ends else np.zeros(0, np.int64)
         )  # (documents,) in tokens
         self.document_bytes = np.concatenate(sizes).astype(np.int64) if sizes else np.zeros(0, np.int64)  # (documents,)
+
+    def shortened(self, tokens: int) -> TokenSet:
+        """Its first documents, as many as hold at most so many tokens together, but one at least; nothing is copied."""
+        documents = max(1, int(np.searchsorted(self.document_ends, tokens, side="right")))
+        short = copy.copy(self)
+        short.document_ends = self.document_ends[:documents]
+        short.document_bytes = self.document_bytes[:documents]
+        short.tokens = int(short.document_ends[-1]) if len(short.document_ends) else 0
+        return short
 
     def expect_random_reads(self) -> None:
         """Tell the system that what lies beside a block is not needed next: it would read far more than the block."""
@@ -168,12 +180,15 @@ class Prepared:
 
     directory: Path
     manifest: dict[str, Any]
+    most_tokens: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Sets of which the first documents alone are looked at, and how many tokens these may hold together."""
 
     def set(self, name: str) -> TokenSet:
         """The set of that name."""
-        return TokenSet(
+        whole = TokenSet(
             self.directory / name, self.manifest["sets"][name]["files"], self.manifest["tokenizer"]["token_bytes"]
         )
+        return whole.shortened(self.most_tokens[name]) if name in self.most_tokens else whole
 
     def verify(self) -> None:
         """Compare every shard's checksum with the manifest's.
@@ -207,7 +222,11 @@ class Prepared:
     def only(self, *names: str) -> Prepared:
         """The same with these sets alone: what is not there can be neither measured nor waited for."""
         sets = {name: entry for name, entry in self.manifest["sets"].items() if name in names}
-        return Prepared(self.directory, {**self.manifest, "sets": sets})
+        return dataclasses.replace(self, manifest={**self.manifest, "sets": sets})
+
+    def shortened(self, name: str, tokens: int) -> Prepared:
+        """The same with only the first documents of a set, as `TokenSet.shortened` takes them."""
+        return dataclasses.replace(self, most_tokens={**self.most_tokens, name: tokens})
 
     @property
     def context_token(self) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from inheritune.consumption import Consumption
 
 Watch = Callable[[list[tuple[int, dict[str, float]]]], bool]
 """Told every validation so far, (step, losses by set), and says whether the training is to end there."""
@@ -32,6 +34,15 @@ class Trained:
     """`none` (one rank), `ddp` or `fsdp`."""
     abandoned: bool = False
     """Whether it was ended before its last step."""
+    consumption: Consumption = field(default_factory=Consumption)
+    """What it took, also in steps that a kill undid."""
+
+    def entry(self) -> dict[str, Any]:
+        """What the ledger keeps of it."""
+        record = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        if not self.abandoned:
+            del record["abandoned"]
+        return record | {"consumption": self.consumption.record()}
 
 
 @dataclass

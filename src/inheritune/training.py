@@ -23,13 +23,14 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
+from inheritune.batching import batch_on_device
 from inheritune.between import Between
 from inheritune.checkpoint import Checkpointer, Tensors
 from inheritune.config import TrainConfig
 from inheritune.distributed import World, lost_rank
 from inheritune.errors import Diverged, Failed, Interrupted
-from inheritune.hardware import give_back_freed_memory, keep_freed_memory, peak_flops
-from inheritune.loss import IGNORED
+from inheritune.hardware import give_back_freed_memory, keep_freed_memory
+from inheritune.metering import Metering
 from inheritune.metrics import Launched, Metrics, Progress, StepReader
 from inheritune.micro_batch import found_once, largest_micro_batch
 from inheritune.objective import Objective
@@ -86,6 +87,7 @@ class Trainer:
     read_late: bool | None = None
     """Read a step's values when the next one is under way; None: where the device computes by itself."""
     _state: State = field(default_factory=State)
+    _metering: Metering = field(init=False, repr=False)
 
     def run(self) -> Trained:
         """Train to the end, from the last checkpoint if there is one; with several ranks a collective call.
@@ -100,7 +102,8 @@ class Trainer:
         if on_cpu:
             keep_freed_memory()
         try:
-            return self._run()
+            with contextlib.closing(Metering(self.directory, self.world)) as self._metering:
+                return self._run()
         except RuntimeError as error:
             if self.world.size > 1 and lost_rank(error):
                 raise Failed(
@@ -145,22 +148,29 @@ class Trainer:
         if self.config.export == "best" and self._state.best_step is not None:
             self._checkpointer.checked(self.directory / "best")
             self._checkpointer.load(self.directory / "best", self._weights())
-        tokens = self._blocks.tokens_of(self._state.step)
+        self._metering.meet()
+        return self.trained()
+
+    def trained(self) -> Trained:
+        """What the training came to so far; of one that diverged, what it took."""
+        blocks, state = self._blocks, self._state
+        tokens = blocks.tokens_of(state.step)
         return Trained(
-            steps=self._state.step,
+            steps=state.step,
             tokens=tokens,
             unique_tokens=min(blocks.blocks * self.sequence_length, tokens),
             tail_tokens=blocks.tail_tokens,
             flops=tokens * self._flops_per_token,
-            seconds=self._state.seconds,
-            skipped_steps=self._state.skipped_steps,
-            best_step=self._state.best_step,
-            compiled=self._state.compiled,
+            seconds=state.seconds,
+            skipped_steps=state.skipped_steps,
+            best_step=state.best_step,
+            compiled=state.compiled,
             compute_dtype=str(self._dtype).removeprefix("torch."),
-            ranks=world.size,
+            ranks=self.world.size,
             micro_batch_sequences=self._micro_batch,
             parallel=self._parallel,
             abandoned=self._abandoned,
+            consumption=self._metering.consumption,
         )
 
     @property
@@ -254,7 +264,7 @@ class Trainer:
             first=state.step,
             late=self._late,
             flops_per_token=self._flops_per_token,
-            peak_flops=peak_flops(self.world.device, self._dtype)[0] * self.world.size,
+            peak_flops=self._metering.begin(self._dtype, resumed=state.step > 0),
             device=self.world.device,
         )
         self._seen_stop = False
@@ -298,7 +308,7 @@ class Trainer:
                     self._evaluate(metrics, stop)
                 if validating and not last and self._ended_early():
                     break
-        self._checkpointer.finish()
+            self._end(stop)
 
     def _step(self, stop: list[int]) -> Launched:
         """One optimiser step, launched: its loss is the mean over the step's tokens, however they are split."""
@@ -337,29 +347,15 @@ class Trainer:
         return Launched(state.step, tokens, started, values, place)
 
     def _inputs(self, part: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """A micro-batch on the device, (micro_batch, T) each, filled up with rows that do not count.
-
-        Equal shapes keep a compiled model from compiling again, and ranks in step where some have less to do.
-        """
-        missing = self._micro_batch - len(part)
-        rows = part or [0]
-        positions = None
-        if self.document_mask:
-            apart = self._blocks.rows_apart(rows, self.prepared.context_token)
-            ids, labels, positions = (torch.from_numpy(x) for x in apart)
-        else:
-            ids, labels = (torch.from_numpy(x) for x in self._blocks.rows(rows))
-        if not part:
-            labels = torch.full_like(labels, IGNORED)
-            missing -= 1
-        if missing:
-            ids = torch.nn.functional.pad(ids, (0, 0, 0, missing))
-            labels = torch.nn.functional.pad(labels, (0, 0, 0, missing), value=IGNORED)
-            if positions is not None:
-                filler = torch.arange(self.sequence_length).expand(missing, -1)
-                positions = torch.cat([positions, filler])
-        device = self.world.device
-        return ids.to(device), labels.to(device), positions.to(device) if positions is not None else None
+        """A micro-batch on the device, as `batch_on_device` makes it."""
+        return batch_on_device(
+            self._blocks,
+            part,
+            micro_batch=self._micro_batch,
+            sequence_length=self.sequence_length,
+            context_token=self.prepared.context_token if self.document_mask else None,
+            device=self.world.device,
+        )
 
     def _reduced_at(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
         """DDP adds gradients up over the ranks once a step; FSDP does so every time, since it keeps none whole."""
@@ -376,6 +372,7 @@ class Trainer:
         """Read what a step computed; end the run where it goes nowhere."""
         values, seconds = reader.read(launched)
         self._state.seconds += seconds
+        self._metering.step(launched.tokens, launched.tokens * self._flops_per_token, seconds)
         self._state.skipped_steps += int(values.skipped)
         self._seen_stop = values.stops > 0
         problem = None
@@ -388,11 +385,18 @@ class Trainer:
             problem = f"loss {values.loss} at the last step"
         if problem is not None:
             self._checkpointer.finish()
+            self._metering.meet()
             error = Diverged(
                 f"{self.directory}: {problem}; lower train.learning_rate or lengthen the warm-up in a new run"
             )
             error.said = not self.world.main
             raise error
+
+    def _end(self, stop: list[int]) -> None:
+        """Wait for the last checkpoint; a stop that came while the last step was validated or saved counts, too."""
+        self._checkpointer.finish()
+        if any(self.world.gathered(bool(stop))):
+            self._interrupt(stop)
 
     def _interrupt(self, stop: list[int]) -> NoReturn:
         written = self._checkpointer.finish()
@@ -539,3 +543,4 @@ class Trainer:
                 "threads": torch.get_num_threads(),
             },
         )
+        self._metering.meet()

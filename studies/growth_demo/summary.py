@@ -33,7 +33,7 @@ def read(directory: Path) -> dict[str, Any]:
         "losses": found,
         "matched": result["target"]["layers"] if result["matched"] else None,
         "verdict": next(one["verdict"] for one in rounds if one["layers"] == result["target"]["layers"]),
-        "minutes": sum(entry["seconds"] for entry in ledger.values()) / 60,
+        "minutes": sum(entry["seconds"] for name, entry in ledger.items() if name != "total") / 60,
     }
 
 

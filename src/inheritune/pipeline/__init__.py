@@ -1,5 +1,6 @@
-"""The stages in order: a whole recipe (`run`, stages.py), and single commands (direct.py, evaluation.py, plan.py)."""
+"""The stages in order: a whole recipe (`run`, stages.py); single commands (direct, depth, evaluation and plan.py)."""
 
+from inheritune.pipeline.depth import choose_depth
 from inheritune.pipeline.direct import inherit, prepare, scan
 from inheritune.pipeline.evaluation import Asked, evaluate, list_datasets, write_tasks
 from inheritune.pipeline.plan import Circumstances, make_plan
@@ -8,6 +9,7 @@ from inheritune.pipeline.stages import run
 __all__ = [
     "Asked",
     "Circumstances",
+    "choose_depth",
     "evaluate",
     "inherit",
     "list_datasets",

@@ -105,7 +105,7 @@ def inherit(
     if data is None and (scan or indices is None):
         what = "the scan" if scan else f"layers: {layers}"
         raise Refused(f"{what} is measured on tokens; give --data, a directory that `inheritune prepare` wrote")
-    prepared = _prepared(data, found) if data is not None else None
+    prepared = prepared_shards(data, found) if data is not None else None
     length = _scan_length(found, prepared, sequence_length) if scan and prepared is not None else 0
     if indices is not None:
         check_cut(found, indices, [word])
@@ -192,7 +192,7 @@ def scan(
         surgery.parse_layers(layers, found.layers)
         if surgery.is_probe(layers):
             raise Refused(_NO_PROBE.format(layers))
-    prepared = _prepared(data, found)
+    prepared = prepared_shards(data, found)
     length = _scan_length(found, prepared, sequence_length)
     record = _scan(
         found, prepared, layers, console, length=length, positions=positions, batch_sequences=batch_sequences
@@ -282,7 +282,7 @@ def _measured_choice(
     return tuple(record["layers"]), record
 
 
-def _prepared(data: Path, reference: Reference) -> Prepared:
+def prepared_shards(data: Path, reference: Reference) -> Prepared:
     """Prepared shards that are of the reference's tokenizer, or at least within its vocabulary."""
     try:
         prepared = open_prepared(data)

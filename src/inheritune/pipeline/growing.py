@@ -159,7 +159,7 @@ class Growing:
         )
         with run.timed("pilot") as entry:
             trained = trainer.run()
-            entry.update({"steps": trained.steps, "tokens": trained.tokens, "flops": trained.flops})
+            entry.update(trained.entry())
         return {key: value.cpu() for key, value in trainer.exported() if run.world.main}
 
     def _foreseen(self, training: Training, weights: dict[str, torch.Tensor]) -> Record:

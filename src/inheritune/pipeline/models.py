@@ -26,7 +26,7 @@ from inheritune.pipeline.shared import Record, Run, called
 from inheritune.reference import cast_as_loaded, parameters
 from inheritune.run_directory import read_json, read_jsonl, write_json
 from inheritune.tokens import Prepared
-from inheritune.trained import Trained, Watch
+from inheritune.trained import Watch
 from inheritune.training import Trainer
 from inheritune.validation import measure_all
 
@@ -240,9 +240,14 @@ class Models:
             watch=training.watch(training.config) if training.watch is not None else None,
             between=self._between(training),
         )
-        with run.timed(stage or f"train {training.name}") as entry:
-            trained = trainer.run()
-            entry.update(_entry(trained))
+        stage = stage or f"train {training.name}"
+        with run.timed(stage) as entry:
+            try:
+                trained = trainer.run()
+            except Diverged:
+                run.world.on_main(lambda: run.note(stage, trainer.trained().entry() | {"diverged": True}))
+                raise
+            entry.update(trained.entry())
         if not trained.abandoned or training.keep_abandoned:
             out = training.directory / ("stopped" if trained.abandoned else "model")
             run.world.on_main(lambda: shutil.rmtree(out, ignore_errors=True))  # of a start that was killed
@@ -302,7 +307,7 @@ class Models:
         self.run.console.line(f"  learning rate {best:g} is best on the development set ({shown} nats a token)")
         by_rate = {f"{rate:g}": loss for rate, loss in losses.items()}
         trained = records[best]["trained"] | {"learning_rate": best, "development_losses": by_rate}
-        # what it took to find it, as far as the ledger has it: of a training that diverged it has nothing
+        # what it took to find it, trainings that diverged among it
         counted = ("tokens", "flops", "seconds")
         trained["all_rates"] = {name: sum(one["trained"].get(name, 0) for one in records.values()) for name in counted}
         self.run.note(f"train {training.name}", trained)
@@ -419,11 +424,3 @@ def for_arm(arm: Arm, config: TrainConfig, steps: int, passes: int) -> tuple[Tra
     if arm.times == 1:
         return config, passes
     return dataclasses.replace(config, max_steps=arm.times * steps), math.ceil(arm.times * passes)
-
-
-def _entry(trained: Trained) -> Record:
-    """What the ledger keeps of a training."""
-    entry = dataclasses.asdict(trained)
-    if not trained.abandoned:
-        del entry["abandoned"]
-    return entry

@@ -8,6 +8,7 @@ from typing import Any
 from inheritune.console import Console
 from inheritune.errors import Failed
 from inheritune.growth import Growth, layers_in_words
+from inheritune.ledger import TOTAL, total
 from inheritune.pipeline.shared import Run
 from inheritune.report import render_table, render_table4, usage, write_card, write_report
 from inheritune.result import OwnTraining, assemble, plain_verdict, stage_of
@@ -57,15 +58,27 @@ def finish(run: Run, prepared: Prepared, growth: Growth | None) -> Record:
     }
     result["model"] = "model"
     write_json(directory / "result.json", result)
+    _note_total(directory)
     write_card(directory)
     return show(directory, result, run.console)
+
+
+def _note_total(directory: Path) -> None:
+    """Put the ledger's sums into it."""
+    ledger = read_json(directory / "ledger.json")
+    if isinstance(ledger, dict):
+        write_json(directory / "ledger.json", ledger | {TOTAL: total(directory)})
 
 
 def trained(run: Run, growth: Growth | None) -> Record:
     """What a run up to the target's training came to: its state; of a growth, how it ended is shown."""
     record = run.state("trained")
     if growth is None or growth.best is None:
+        _note_total(run.directory)
         return record
+    record |= {"matched": growth.matched is not None, "layers": growth.best["layers"], "model": "model"}
+    write_json(run.directory / "result.json", record)
+    _note_total(run.directory)
     write_report(run.directory)
     run.console.table(render_table4(run.directory, width=run.console.width))
     best = growth.best
@@ -73,8 +86,6 @@ def trained(run: Run, growth: Growth | None) -> Record:
     if growth.matched and run.reference is not None and best["layers"] == run.reference.layers:
         found += " (all that it has, so nothing was cut)"
     run.console.line(f"The reference is {found}: {plain_verdict(best)}.\nModel:  {run.directory / 'model'}")
-    record |= {"matched": growth.matched is not None, "layers": best["layers"], "model": "model"}
-    write_json(run.directory / "result.json", record)
     return record
 
 

@@ -21,7 +21,9 @@ from inheritune.config import TrainConfig
 from inheritune.devices import Device
 from inheritune.memory import Memory, predicted
 from inheritune.optimizer import host_bytes, moment_bytes, step_bytes
+from inheritune.parallel import is_compiled
 from inheritune.pipeline.planned_models import Planned
+from inheritune.planning import training_flops_per_token
 from inheritune.reference import block_list
 
 _SHALLOW, _DEEPER = 2, 4
@@ -189,9 +191,10 @@ class Fitting:
                 return count
         return None
 
-    @property
+    @cached_property
     def _compiled(self) -> bool:
-        return self.train.compile == "always" or (self.train.compile == "auto" and self.device.is_gpu)
+        flops = self.planned.tokens * training_flops_per_token(self.planned.model, self.sequence_length)
+        return is_compiled(self.train.compile, "cuda" if self.device.is_gpu else "cpu", flops)
 
     @property
     def _largest_unit(self) -> int:
@@ -219,6 +222,8 @@ class Fitting:
                 dtype=getattr(torch, self.device.dtype),
                 device="cuda" if self.device.is_gpu else "cpu",
                 trust_remote_code=self.trust_remote_code,
+                # what compiled blocks keep was compared with real steps on CPUs alone; eager ones keep more
+                compiled_blocks=self._compiled and not self.device.is_gpu,
             )
         return self._seen[key]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Iterable
 from typing import Any
@@ -10,6 +11,7 @@ from transformers import PreTrainedModel
 
 from inheritune import layerwise, reference as references, surgery
 from inheritune.config import InheritConfig, Recipe, TokenCount
+from inheritune.consumption import Consumption, summed
 from inheritune.errors import Failed, Refused
 from inheritune.pipeline import layer_choice
 from inheritune.pipeline.models import Models
@@ -96,12 +98,22 @@ def probed(run: Run, models: Models, reference: Reference, prepared: Prepared) -
 def _record(run: Run, found: Record) -> Record:
     """Note what was chosen and what it cost; nothing of it is needed any more but the records."""
     costs = {name: found[name] for name in ("seconds", "tokens", "flops")}
-    run.note("probe", {**costs, "candidates": len(found["candidates"])})
+    run.note("probe", {**costs, "candidates": len(found["candidates"]), **_consumption(found["candidates"])})
     record = {"measure": surgery.PROBE, "layers": found["layers"], "tokens": found["tokens"], "set": "train"}
     record = {**record, **_measured(run), "probe": found}
     layer_choice.write(run.directory, record)
     shutil.rmtree(run.directory / _FOLDER / "starts", ignore_errors=True)
     return record
+
+
+def _consumption(candidates: list[Record]) -> Record:
+    """What the candidates' trainings took together: a rung begun is no start anew."""
+    trained = [one for one in candidates if one["losses"]]
+    taken = [Consumption.of(one.get("consumption")) or Consumption(whole=False) for one in trained]
+    rungs_after_the_first = sum(len(one["losses"]) - 1 for one in trained)
+    together = summed(taken)
+    together = dataclasses.replace(together, starts=max(0, together.starts - rungs_after_the_first))
+    return {"trainings": len(trained), "steps": sum(one["steps"] for one in trained), "consumption": together.record()}
 
 
 def _measured(run: Run) -> Record:

@@ -15,6 +15,7 @@ from inheritune.config import Recipe
 from inheritune.console import Console
 from inheritune.distributed import World
 from inheritune.growth import layers_in_words
+from inheritune.ledger import TOTAL
 from inheritune.reference import Reference
 from inheritune.run_directory import read_json, write_json
 
@@ -82,8 +83,9 @@ class Run:
             self.note(stage, {"seconds": round(time.monotonic() - started, 3), **entry})
 
     def note(self, stage: str, entry: Record) -> None:
-        """Write a stage's entry into the ledger."""
+        """Write a stage's entry into the ledger; its sums are made again when the run is over."""
         ledger = read_json(self.directory / "ledger.json") or {}
+        ledger.pop(TOTAL, None)
         write_json(self.directory / "ledger.json", ledger | {stage: entry})
 
 

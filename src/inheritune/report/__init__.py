@@ -8,6 +8,7 @@ a plan as tables.
 
 from inheritune.report.content import check_runs, usage
 from inheritune.report.degeneracy import degeneracy_svg, degeneracy_table
+from inheritune.report.depth import candidates_table, depth_svg, layers_table
 from inheritune.report.evaluation import latex_evaluation, markdown_evaluation, render_evaluation
 from inheritune.report.evaluation_figure import evaluation_svg
 from inheritune.report.exports import write_exports
@@ -18,30 +19,38 @@ from inheritune.report.plan import render_plan, three_lines
 from inheritune.report.run_card import write_card
 from inheritune.report.scan import scan_svg, scan_table
 from inheritune.report.table import Row, markdown_table, render_table, table_rows
+from inheritune.report.table1 import latex_table1, markdown_table1, render_table1, table1_sheet
 from inheritune.report.table4 import markdown_table4, render_table4, table4_rows
 from inheritune.report.watch import served
 
 __all__ = [
     "Row",
+    "candidates_table",
     "card_with_results",
     "check_runs",
     "degeneracy_svg",
     "degeneracy_table",
+    "depth_svg",
     "evaluation_svg",
     "latex_evaluation",
+    "latex_table1",
+    "layers_table",
     "live",
     "markdown_evaluation",
     "markdown_table",
+    "markdown_table1",
     "markdown_table4",
     "model_index",
     "render_evaluation",
     "render_plan",
     "render_report",
     "render_table",
+    "render_table1",
     "render_table4",
     "scan_svg",
     "scan_table",
     "served",
+    "table1_sheet",
     "table4_rows",
     "table_rows",
     "three_lines",

@@ -9,13 +9,14 @@ from typing import Any
 
 from inheritune.errors import Refused
 from inheritune.growth import layers_in_words
+from inheritune.ledger import TOTAL, name_of_stem
 from inheritune.report.account import MOST_TENSORS, account_of
 from inheritune.report.axes import Scales, scales_of
 from inheritune.report.curves import draw_curves, panels_of
 from inheritune.report.figures import figures_of, numbers_behind
 from inheritune.report.growth_figure import growth_panel, round_curves, rule, story, without_curve
 from inheritune.report.numbers import NOT_APPLICABLE, count, decimals, flat, number_of, words
-from inheritune.report.records import Record, Records, file_stem, grows, name_of_stem, read_record, records_of
+from inheritune.report.records import Record, Records, file_stem, grows, read_record, records_of
 from inheritune.report.sections import (
     attention_section,
     commands,
@@ -106,7 +107,7 @@ def _control_files(run: Path, result: Mapping[str, Any]) -> dict[str, str]:
 
 def _matrix(ledger: Mapping[str, Any]) -> dict[str, Any]:
     """The ledger as a table, a row a stage; other entries are listed before; its totals are a table of their own."""
-    record = {key: value for key, value in ledger.items() if key != "total"}
+    record = {key: value for key, value in ledger.items() if key != TOTAL}
     stages = {str(name): dict(flat(_stage(stage))) for name, stage in record.items() if isinstance(stage, dict)}
     columns = list(dict.fromkeys(key for stage in stages.values() for key in stage))
     return {
@@ -255,7 +256,7 @@ def run_content(read: RunRecords, limits: Limits, prefix: str = "") -> dict[str,
     share = dict_of(result.get("share"))
     # The verdict names a share that is shown; the reason why one is not shown needs its figures.
     facts = [None if share.get("shown") else share.get("text"), dict_of(result.get("tokens_to_match")).get("text")]
-    totals = sums_sheet(dict_of(ledger.get("total")))
+    totals = sums_sheet(dict_of(ledger.get(TOTAL)))
     if totals is None and ledger and result.get("state") == "done":
         gaps["total"] = "ledger.json has no totals: an earlier version wrote it"
     evaluation_gaps: dict[str, str] = {}

@@ -10,8 +10,9 @@ from typing import Any
 
 import yaml
 
+from inheritune.ledger import TOTAL, name_of_stem
 from inheritune.report.numbers import number_of
-from inheritune.report.records import name_of_stem, read_record
+from inheritune.report.records import read_record
 from inheritune.report.table import dict_of
 from inheritune.result import title_of
 
@@ -52,7 +53,7 @@ def live(run: Path) -> Live:
     """
     state = str(read_record(run, "result.json", dict, {}).get("state") or "unknown")
     ledger = read_record(run, "ledger.json", dict, {})
-    stages = [str(name) for name in ledger if name != "total"]
+    stages = [str(name) for name in ledger if name != TOTAL]
     last = stages[-1] if stages else "preparing"
     found = _latest(run)
     if found is None or state in OVER:

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
-from inheritune.report.numbers import NOT_APPLICABLE, count, duration, flops
+from inheritune.report.numbers import NOT_APPLICABLE, count, duration, flops, significant
 from inheritune.report.terminal_table import Column, table
 
 Record = Mapping[str, Any]
@@ -180,8 +180,8 @@ def _trainings(plan: Record, width: int) -> Iterator[Text]:
             Column("Floor", [_hours(spent["floor_hours"]) for _, spent, _ in rows]),
             Column("Likely", [_hours(spent["hours"]["likely"]) for _, spent, _ in rows]),
             Column("Range", [_range(spent) for _, spent, _ in rows]),
-            Column("kWh", [_number(spent["kilowatt_hours"]) for _, spent, _ in rows]),
-            *([Column("Price", [_number(spent["money"]) for _, spent, _ in rows])] if prices else []),
+            Column("kWh", [significant(spent["kilowatt_hours"]) for _, spent, _ in rows]),
+            *([Column("Price", [significant(spent["money"]) for _, spent, _ in rows])] if prices else []),
         ],
         width,
         dim=[False] * len(plan["models"]),
@@ -193,15 +193,6 @@ def _trainings(plan: Record, width: int) -> Iterator[Text]:
 
 def _range(spent: Record) -> str:
     return f"{_hours(spent['hours']['fastest'])} to\n{_hours(spent['hours']['slowest'])}"
-
-
-def _number(value: float | None) -> str:
-    """Energy or money to three digits."""
-    if value is None:
-        return NOT_APPLICABLE
-    if 0 < value < 0.001:
-        return "<0.001"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _memory(plan: Record, width: int) -> Iterator[Text]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from inheritune.comparison import Documents
 from inheritune.errors import Failed
+from inheritune.ledger import name_of_stem
 from inheritune.report.numbers import number_of, plain
 from inheritune.report.table import dict_of, judging_set, models_of
 from inheritune.run_directory import read_json, read_jsonl
@@ -63,11 +64,6 @@ def file_stem(name: str) -> str | None:
     """
     known = re.fullmatch(r"[a-z_+-]+(:[0-9]{1,3}x)?(@[0-9]{1,4})?", name)
     return name.replace(":", "-") if known else None
-
-
-def name_of_stem(stem: str) -> str:
-    """The name whose `file_stem` this is: `random-2x@4` is `random:2x@4`."""
-    return re.sub(r"-([0-9]{1,3}x)(?=@|$)", r":\1", stem)
 
 
 @dataclass(frozen=True)
