@@ -490,7 +490,7 @@ def test_the_command_prints_it(finished: Path, capsys: pytest.CaptureFixture[str
         (["--table1", "{run}", "--price", "nan"], "--price cannot be 'nan'"),
         (["--table1", "{run}", "--price", "much"], "--price"),
         (["--table1", "{run}", "--markdown", "--latex"], "give one of them"),
-        (["{run}", "--latex"], "--latex belongs to --table1"),
+        (["{run}", "--table1", "--svg"], "--table1 prints one table; leave out --svg"),
         (["{run}", "--price", "0"], "--price belongs to --table1"),
     ],
 )

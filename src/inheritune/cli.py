@@ -520,7 +520,7 @@ def _report(words: list[str]) -> None:
     parser.add_argument(
         "--watch", action="store_true", help="serve the page on 127.0.0.1 and draw it anew while the runs go on"
     )
-    parser.add_argument("--port", type=int, default=0, help="--watch: of the server (default: one that is free)")
+    parser.add_argument("--port", type=int | None, default=None, help="--watch: of the server (default: a free one)")
     parser.add_argument(
         "--table1",
         action="store_true",
@@ -536,7 +536,7 @@ def _report(words: list[str]) -> None:
     out = _directory(given.out) if given.out is not None else None
     kinds = [kind for kind in ("markdown", "latex", "svg", "pdf") if getattr(given, kind)]
     if given.watch:
-        _watch(runs, given.port)
+        _watch(runs, given.port or 0)
         return
     from inheritune.console import Console
     from inheritune.report import check_runs, render_table4, write_comparison, write_exports, write_report
@@ -561,9 +561,7 @@ def _report(words: list[str]) -> None:
 def _check_report(given: Namespace) -> None:
     """Refuse flags that do not go together."""
     flags = ("out", "markdown", "latex", "svg", "pdf", "watch", "port", "price")
-    there = [
-        name for name in flags if (value := getattr(given, name)) not in (None, False) and (name, value) != ("port", 0)
-    ]
+    there = [name for name in flags if (value := getattr(given, name)) is not None and value is not False]
     for owner, unwanted, why in (
         ("watch", ("out", "markdown", "latex", "svg", "pdf"), "--watch writes nothing"),
         ("table1", ("out", "svg", "pdf", "watch"), "--table1 prints one table"),

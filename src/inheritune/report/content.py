@@ -25,8 +25,8 @@ from inheritune.report.sections import (
     layers_section,
     peaks_of,
     plan_section,
+    sums_section,
 )
-from inheritune.report.sums import sums_sheet
 from inheritune.report.table import colour_names, dict_of, models_of, table_rows, training_of
 from inheritune.report.table4 import table4_rows
 from inheritune.result import title_of
@@ -256,7 +256,7 @@ def run_content(read: RunRecords, limits: Limits, prefix: str = "") -> dict[str,
     share = dict_of(result.get("share"))
     # The verdict names a share that is shown; the reason why one is not shown needs its figures.
     facts = [None if share.get("shown") else share.get("text"), dict_of(result.get("tokens_to_match")).get("text")]
-    totals = sums_sheet(dict_of(ledger.get(TOTAL)))
+    totals = sums_section(ledger)
     if totals is None and ledger and result.get("state") == "done":
         gaps["total"] = "ledger.json has no totals: an earlier version wrote it"
     evaluation_gaps: dict[str, str] = {}

@@ -13,10 +13,9 @@ from inheritune.report.evaluation import evaluation_sheets
 from inheritune.report.figures import standalone
 from inheritune.report.growth_figure import growth_panel, round_curves, rule, story
 from inheritune.report.records import grows
-from inheritune.report.sections import evaluation_of, layers_section, peaks_of, plan_section
+from inheritune.report.sections import evaluation_of, layers_section, peaks_of, plan_section, sums_section
 from inheritune.report.sheets import PACKAGES, Sheet, in_latex, in_markdown
-from inheritune.report.sums import sums_sheet
-from inheritune.report.table import Row, dict_of, escaped, table_rows
+from inheritune.report.table import Row, escaped, table_rows
 from inheritune.run_directory import write_atomic
 
 TABLES = ("markdown", "latex")
@@ -101,7 +100,7 @@ def run_sheets(one: RunRecords) -> list[Sheet]:
         plan_section(one.run, one.ledger, peaks_of(one.metrics), gaps),
     ):
         found += section.sheets if section is not None else ()
-    sums = sums_sheet(dict_of(one.ledger.get("total")))
+    sums = sums_section(one.ledger)
     return [*found, *([sums] if sums is not None else [])]
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from inheritune.ledger import TOTAL
 from inheritune.report.account import indices
 from inheritune.report.curves import STANDALONE_STYLE
 from inheritune.report.degeneracy import degeneracy_svg
@@ -17,6 +18,7 @@ from inheritune.report.evaluation_terminal import short_sheet
 from inheritune.report.numbers import NOT_APPLICABLE, count, decimals, duration, flops, number_of, percent, plain
 from inheritune.report.records import Record, read_record
 from inheritune.report.sheets import Sheet
+from inheritune.report.sums import sums_sheet
 from inheritune.report.table import dict_of
 from inheritune.result import title_of
 from inheritune.scores import Evaluation
@@ -275,6 +277,14 @@ def _foreseen(one: Record, took: Record) -> tuple[str, ...]:
 def _gib(value: Any) -> str:
     number = number_of(value)
     return NOT_APPLICABLE if number is None else f"{number / 2**30:.2f} GiB"
+
+
+def sums_section(ledger: Record) -> Sheet | None:
+    """The totals of `ledger.json` as a table; None where there are none, or none that can be shown."""
+    try:
+        return sums_sheet(dict_of(ledger.get(TOTAL)))
+    except _DAMAGED:
+        return None
 
 
 def peaks_of(metrics: Mapping[str, Iterable[Any]]) -> dict[str, float]:
