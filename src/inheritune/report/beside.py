@@ -156,7 +156,8 @@ def panels(runs: Sequence[RunRecords], labels: Sequence[str]) -> tuple[list[Pane
         for unit, models in one.scales.items():
             if "target" in models:
                 scales.setdefault(unit, {})[name] = models["target"]
-    return [replace(panel, titles=titles) for panel in found], scales
+    # Training losses scatter by more than runs differ.
+    return [replace(panel, titles=titles, training={}) for panel in found], scales
 
 
 def _losses(model: Mapping[str, Any]) -> Any:
