@@ -28,7 +28,7 @@ from inheritune.depth import (
     runs,
 )
 from inheritune.errors import Refused
-from inheritune.pipeline import depth as commands
+from inheritune.pipeline.depth_layers import show_layers
 from inheritune.probing import Candidate, Rung, least_tokens_by_depth, rungs_by_depth
 from inheritune.reference import find
 from inheritune.report import candidates_table, depth_svg, layers_table
@@ -427,13 +427,12 @@ def test_a_reference_without_attention_shows_the_rest(shards: Path, tmp_path: Pa
     assert not (tmp_path / "out" / "degeneracy.svg").exists()
 
 
-def test_a_layer_without_attention_is_said(monkeypatch: pytest.MonkeyPatch, answered: tuple[Path, str]) -> None:
+def test_a_layer_without_attention_is_said(answered: tuple[Path, str]) -> None:
     layers = read_json(answered[0] / "layers.json")
     for measured in ("degeneracy", "untrained"):
         layers[measured]["rank"][1] = layers[measured]["column_share"][1] = None
     console = Kept()
-    study = commands._Study(None, 1, Path(), console, None)  # type: ignore[arg-type]  # neither is looked at
-    study._show_layers(layers)
+    show_layers(layers, console)
     assert "layers without attention of tokens to tokens: 1; the others are shown" in console.text
     assert "no attention" in console.text
 

@@ -93,7 +93,8 @@ def test_what_a_training_takes_is_measured(tmp_path: Path, data: Prepared) -> No
     steps = [one for one in read_jsonl(tmp_path / "run" / "metrics.jsonl") if one["kind"] == "step"]
     possible = sum(trained.flops / trained.tokens * 16 * (8 if one["step"] < 7 else 4) / one["mfu"] for one in steps)
     assert taken.possible_flops == pytest.approx(possible)
-    assert taken.peak_memory_bytes >= max(one["memory_bytes"] for one in steps) > 0
+    # the kernel counts a process's pages by CPU and adds them up late: two readings may differ by a little
+    assert taken.peak_memory_bytes > 0.99 * max(one["memory_bytes"] for one in steps) > 0
     assert taken.whole
     assert consumption.read(tmp_path / "run") is not None
 
