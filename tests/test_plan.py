@@ -493,6 +493,10 @@ def test_a_run_says_first_what_it_will_take(tmp_path: Path, text_file: Path, lla
     assert heard.lines[0].startswith("Plan: 2 of 4 layers")
     assert "FLOPs on" in heard.lines[1]
     assert heard.lines[2].strip().startswith("Memory:")
+    kept = (tmp_path / "out" / "plan.json").read_bytes()
+    assert [one["name"] for one in json.loads(kept)["models"]] == ["target"]
+    run(recipe_of(tmp_path, text), tmp_path / "out", console=heard, until="prepare")
+    assert (tmp_path / "out" / "plan.json").read_bytes() == kept, "what was foreseen first stays"
 
 
 @pytest.mark.parametrize(("word", "budget"), [("probe:3", None), ("probe:3", 100_000), ("probe:{}", None)])

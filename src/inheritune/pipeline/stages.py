@@ -197,13 +197,19 @@ class _Stages:
         return None
 
     def _plan(self) -> list[str]:
-        """What the run will take, in three lines; nothing where that cannot be told beforehand."""
-        run = self._run
+        """What the run will take, in three lines; nothing where that cannot be told beforehand.
+
+        `plan.json` keeps what was foreseen before anything was done, for the report to compare with what happened.
+        """
+        run, path = self._run, self.directory / "plan.json"
         asked = Circumstances(devices=run.world.size if run.world.device.type == "cuda" else 1)
         try:
-            return three_lines(make_plan(run.recipe, asked, reference=run.reference, quick=True))
+            plan = make_plan(run.recipe, asked, reference=run.reference, quick=True)
         except Refused:
             return []
+        if not path.exists():
+            write_json(path, plan)
+        return three_lines(plan)
 
     def _stages(self, until: str) -> Record:
         run = self._run
