@@ -57,6 +57,18 @@ def test_packages_and_memory_count_and_what_is_part_of_them_does_not(powercap: P
     meter.close()
 
 
+def test_a_package_of_several_dies_counts_and_memory_alone_does_not(tmp_path: Path) -> None:
+    memory = domain(tmp_path, "intel-rapl:0:1", "dram", 0)
+    assert counters(None, powercap=tmp_path) == []
+    package = domain(tmp_path, "intel-rapl:0", "package-0-die-0", 0)
+    meter = Meter(counters(None, powercap=tmp_path))
+    meter.read()
+    for counter in (memory, package):
+        counter.write_text("500000\n")
+    assert together([meter.read()]) == pytest.approx(1.0)
+    meter.close()
+
+
 def test_a_counter_that_begins_anew_goes_on(powercap: Path) -> None:
     meter = Meter(counters(None, powercap=powercap))
     set_to(powercap, package1=100_000)  # from 0.9 J over 1.0 to 0.1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ from inheritune import cli, pipeline, probing, recipe as recipes, surgery
 from inheritune.config import Recipe, TrainConfig
 from inheritune.console import Console
 from inheritune.distributed import World
-from inheritune.errors import Failed, Interrupted
+from inheritune.errors import Failed, Interrupted, Refused
 from inheritune.pipeline.probing import layers_asked
 from inheritune.probing import Candidate, Probe, Rung, candidates, in_words, least_tokens, rungs
 from inheritune.reference import find
-from inheritune.run_directory import read_json, read_jsonl
+from inheritune.run_directory import read_json, read_jsonl, write_json
 from inheritune.tokens import Prepared
 from ranks import start as start_ranks
 
@@ -322,6 +323,51 @@ def test_a_run_keeps_the_layers_that_its_probe_found(probed: Path) -> None:
     found = {one["name"]: one["layers"] for one in choice["probe"]["candidates"]}
     by_influence = sorted(sorted(range(4), key=lambda layer: -choice["influence"][layer])[:2])
     assert by_influence in found.values()
+
+
+def test_a_kill_at_the_very_end_costs_nothing(probed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(probed, run)
+    recipe = recipes.load_recipe(str(run / "recipe.yaml"))
+    whole = {name: (run / name).read_bytes() for name in ("ledger.json", "model/README.md")}
+    assert b"## Results" in whole["model/README.md"]
+    ledger = read_json(run / "ledger.json")
+    del ledger["total"]
+    write_json(run / "ledger.json", ledger)
+    (run / "model" / "README.md").write_bytes(whole["model/README.md"].partition(b"## Results")[0])
+    pipeline.run(recipe, run, console=Silent())
+    assert (run / "ledger.json").read_bytes() == whole["ledger.json"]
+    assert b"## Results" in (run / "model" / "README.md").read_bytes()
+
+
+def test_a_candidate_that_cannot_be_proven_is_left_out(
+    written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, all_of_them = surgery.inherit, False
+
+    def inherit(reference: Any, indices: Any, out: Path, **settings: Any) -> Any:
+        if "probe" in out.parts and (indices == (0, 1) or all_of_them):
+            raise Refused(f"blocks {indices} depend on others")
+        return real(reference, indices, out, **settings)
+
+    monkeypatch.setattr(surgery, "inherit", inherit)
+    out = tmp_path / "run"
+    pipeline.run(loaded(written), out, console=Silent(), until="inherit")
+    names = [one["name"] for one in read_json(out / "layer_choice.json")["probe"]["candidates"]]
+    assert "first:2" not in names
+    assert len(names) >= 2
+    all_of_them = True
+    out = tmp_path / "none"
+    with pytest.raises(Failed, match="the prepared data is kept"):
+        pipeline.run(loaded(written), out, console=Silent(), until="inherit")
+    assert (out / "data" / "manifest.json").exists()
+
+
+def test_a_budget_that_was_too_large_can_be_lowered_in_the_same_directory(written: Path, tmp_path: Path) -> None:
+    with pytest.raises(Failed, match="give fewer"):
+        pipeline.run(loaded(written, "--inherit.probe_tokens", "100K"), tmp_path / "run", console=Silent())
+    flags = ("--inherit.probe_tokens", "6K")
+    assert pipeline.run(loaded(written, *flags), tmp_path / "run", console=Silent(), until="inherit")
 
 
 def test_what_probing_costs_stands_in_the_ledger(probed: Path) -> None:

@@ -76,6 +76,25 @@ def test_the_card_has_results_data_limits_licence_and_citation(run: Path) -> Non
     assert "sequences of at most 256 tokens" in section(text, "## Limits")
 
 
+def test_without_inherited_weights_nothing_is_said_of_them(run: Path) -> None:
+    change(run, init="random")
+    write_card(run)
+    assert "after the cut" not in section(card(run), "## Limits")
+    assert "whose weights it holds" not in section(card(run), "## Licence")
+    (run / "reference.json").unlink()
+    write_card(run)
+    limits = section(card(run), "## Limits")
+    assert "reference" not in limits
+    assert "It may say what is false" in limits
+
+
+def test_a_card_in_another_encoding_keeps_the_run(run: Path) -> None:
+    path = run / "model" / "README.md"
+    path.write_bytes(path.read_bytes() + b"\xff\n")
+    write_card(run)
+    assert "## Results" in card(run)
+
+
 def test_twice_gives_the_same_as_once(run: Path) -> None:
     write_card(run)
     once = card(run)

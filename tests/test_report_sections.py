@@ -133,6 +133,25 @@ def test_a_plan_stands_beside_what_was_taken(run: Path) -> None:
     assert shown(run)["gaps"]["plan.json"] == "plan.json plans no training"
 
 
+def test_rounds_rates_and_a_probe_meet_their_own_entries(run: Path) -> None:
+    models = [
+        {"name": "probe", "layers": 3, "steps": 5, "tokens": 50, "training_flops": 1.0},
+        {"name": "round 1", "layers": 3, "steps": 10, "tokens": 100, "training_flops": 2.0},
+        {"name": "round 3", "layers": 5, "steps": 10, "tokens": 100, "training_flops": 2.0},
+    ]
+    ledger = {
+        "probe": {"tokens": 48, "flops": 1.5},
+        "train round-3": {"steps": 9, "flops": 1.0, "all_rates": {"flops": 3.0, "seconds": 60}},
+        "train round-5": {"steps": 8, "flops": 2.5},
+    }
+    (run / "plan.json").write_text(json.dumps(plan() | {"models": models}), encoding="utf-8")
+    (run / "ledger.json").write_text(json.dumps(ledger), encoding="utf-8")
+    probe, first, third = shown(run)["plan"].sheets[0].rows
+    assert (probe[4], probe[6]) == ("48", "1.5e0")
+    assert (first[2], first[6], first[9]) == ("9", "3.0e0", "1 min")
+    assert (third[2], third[6]) == ("8", "2.5e0")
+
+
 def test_the_commands_quote_what_a_shell_would_split(tmp_path: Path) -> None:
     found = dict(commands(tmp_path / "my run", {"commit": "0123abc+"}, None, recipe=True))
     path = tmp_path.resolve() / "my run"

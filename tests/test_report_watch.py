@@ -72,6 +72,35 @@ def test_a_training_for_more_steps_takes_longer(run: Path) -> None:
     assert found.steps == 40
 
 
+@pytest.mark.parametrize("state", ["done", "failed", "trained", "inherited", "prepared"])
+def test_a_run_that_writes_no_more_is_over(run: Path, state: str) -> None:
+    change(run, state=state)
+    assert live(run).over
+
+
+@pytest.mark.parametrize("more", ["grow: {growth: warm}", "compare: {tokens: 10}"])
+def test_steps_that_are_others_than_the_recipes_are_not_guessed(run: Path, more: str) -> None:
+    (run / "recipe.yaml").write_text(f"{RECIPE}{more}\n", encoding="utf-8")
+    assert (live(run).step, live(run).steps, live(run).seconds_left) == (10, None, None)
+
+
+def test_a_name_that_says_steps_and_layers_is_read(run: Path) -> None:
+    (run / "controls" / "random").rename(run / "controls" / "random-2x@4")
+    assert live(run).steps == 40
+
+
+def test_a_learning_rate_of_several_is_shown(run: Path) -> None:
+    (run / "learning_rates").mkdir()
+    (run / "controls" / "random").rename(run / "learning_rates" / "0.001")
+    assert (live(run).step, live(run).steps) == (10, 20)
+
+
+@pytest.mark.parametrize("text", ["!!bool maybe", "[" * 5000])
+def test_a_recipe_that_cannot_be_read_says_no_steps(run: Path, text: str) -> None:
+    (run / "recipe.yaml").write_text(text, encoding="utf-8")
+    assert live(run).steps is None
+
+
 def test_between_trainings_the_last_stage_is_shown(run: Path) -> None:
     ledger: dict[str, dict[str, float]] = {"train target": {}, "train random": {}, "measure random": {}, "total": {}}
     (run / "ledger.json").write_text(json.dumps(ledger), encoding="utf-8")

@@ -37,7 +37,7 @@ Start here: inheritune run demo
 
 _FILE_SYSTEM_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
-    *(errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EMFILE),
+    *(errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EMFILE, errno.EEXIST),
 )
 """What the file system may refuse for reasons outside this program; any other is a fault in it, and shown whole."""
 
@@ -586,7 +586,7 @@ def _watch(runs: list[Path], port: int) -> None:
         console.line(f"Watching at {address} (Ctrl-C ends)")
         while True:
             found = [live(run) for run in runs]
-            console.status(" | ".join(live_line(run.name, one) for run, one in zip(runs, found, strict=True)))
+            console.status(" | ".join(live_line(run.resolve().name, one) for run, one in zip(runs, found, strict=True)))
             if all(one.over for one in found) and not console.is_terminal:
                 return
             time.sleep(1)

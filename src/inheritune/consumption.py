@@ -84,7 +84,7 @@ class Consumption:
 
 
 def _is_amount(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value < float("inf")
+    return type(value) in (int, float) and 0 <= value < 1e300  # an integer may be larger than any float
 
 
 def summed(parts: Iterable[Consumption]) -> Consumption:

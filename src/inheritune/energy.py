@@ -86,7 +86,9 @@ def _of_processors(powercap: Path) -> list[Counter]:
     """The packages' counters and their memory's: cores are part of a package, and `psys` holds packages."""
     places = sorted(powercap.glob("intel-rapl:*")) if powercap.is_dir() else []
     names = [(place, (_text(place / "name") or "").strip()) for place in places]
-    return [_domain(place) for place, name in names if re.fullmatch(r"package-\d+|dram", name)]
+    if not any(name.startswith("package-") for _, name in names):
+        return []  # memory alone would pass for all of it
+    return [_domain(place) for place, name in names if re.fullmatch(r"package-\d+(-die-\d+)?|dram", name)]
 
 
 def _domain(place: Path) -> Counter:

@@ -364,12 +364,16 @@ def _scores(by_model: Iterable[Any]) -> Iterator[Record]:
                 yield score
 
 
+_BEYOND = 1e300
+"""No run takes as much; an integer may be larger than any float, and its sums then fail."""
+
+
 def _count(value: Any) -> int | None:
-    return value if type(value) is int and value >= 0 else None
+    return value if type(value) is int and 0 <= value < _BEYOND else None
 
 
 def _number(value: Any) -> float | None:
-    return value if type(value) in (int, float) and 0 <= value < float("inf") else None
+    return value if type(value) in (int, float) and 0 <= value < _BEYOND else None
 
 
 def _most(one: float | None, other: float) -> float:

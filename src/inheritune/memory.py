@@ -32,7 +32,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from inheritune.attention import torchs_own
 from inheritune.config import TrainConfig
-from inheritune.errors import Refused
+from inheritune.errors import InherituneError, Refused
 from inheritune.objective import Losses, Objective
 from inheritune.optimizer import gradient_norm, host_bytes, moment_bytes, step_bytes
 from inheritune.recomputation import recompute_blocks
@@ -105,9 +105,14 @@ def predicted(
     settings: dict[str, Any] = {"sequence_length": sequence_length, "micro_batch": micro_batch, "dtype": dtype}
     settings |= {"device": device, "trust_remote_code": trust_remote_code, "loss": loss}
     if backend is not None:
-        with contextlib.suppress(Exception), warnings.catch_warnings():  # dynamo's and the partitioner's, of many kinds
-            warnings.simplefilter("ignore")
-            return _run(config, train, backend=backend, **settings)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return _run(config, train, backend=backend, **settings)
+        except InherituneError:  # a stop, or what eager blocks would not change
+            raise
+        except Exception:
+            pass
     return _run(config, train, backend=None, **settings)
 
 

@@ -52,7 +52,7 @@ class Metering:
         self._readings: list[_Reading] = []
 
     def begin(self, dtype: torch.dtype, *, resumed: bool) -> float:
-        """Steps begin: from here on memory counts.
+        """Steps begin: from here on memory counts. A collective call.
 
         Args:
             dtype: of matrix products.
@@ -70,7 +70,7 @@ class Metering:
         each = f"{name}: {peak / 1e12:.4g} TFLOP/s in {str(dtype).removeprefix('torch.')} ({source})"
         self._peak = peak * world.size
         self._now = Consumption(starts=1, devices=(each if world.size == 1 else f"{world.size} x {each}",))
-        self._readings = [self._reading()]
+        self._readings = world.gathered(self._reading())
         self._note()
         return self._peak
 

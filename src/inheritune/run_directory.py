@@ -53,7 +53,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Failed(f"{path}: damaged, not JSON ({error}); delete it and give the same command again") from None
 
 
@@ -101,10 +101,11 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # not of JSON, or of numbers and nesting beyond Python's limits
             if number == len(lines):
                 break
-            raise Failed(f"{path}:{number}: not JSON ({error.msg}); mend or remove the line") from None
+            why = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+            raise Failed(f"{path}:{number}: not JSON ({why}); mend or remove the line") from None
         if not isinstance(record, dict):
             raise Failed(f"{path}:{number}: no record (name: value); mend or remove the line")
         records.append(record)

@@ -399,6 +399,7 @@ class Trainer:
             self._interrupt(stop)
 
     def _interrupt(self, stop: list[int]) -> NoReturn:
+        self._metering.meet()
         written = self._checkpointer.finish()
         numbers = [number for number in self.world.gathered(stop[0] if stop else 0) if number]
         kept = "checkpoint written" if written else "no checkpoint could be written, the one before is kept"

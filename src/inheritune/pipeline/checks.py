@@ -38,7 +38,6 @@ _BOUND = ("compute_dtype", "seed")
 _TRAINED = (
     "metrics.jsonl",
     "learning_rates",
-    "probe",
     "reference/metrics.jsonl",
     "reference/model",
     "rounds",
@@ -354,7 +353,10 @@ def check_directory(directory: Path, recipe: Recipe) -> None:
     # before the first round is over nothing depends on how it will be judged
     unplayed = ("grow", "controls") if mine["grow"] and not (directory / "growth.jsonl").exists() else ()
     free = list(FREE)
-    if not any((directory / name).exists() for name in _TRAINED):
+    probed = any(directory.glob("probe/*/metrics.jsonl"))
+    if not probed:
+        free.append(("inherit", "probe_tokens"))
+    if not probed and not any((directory / name).exists() for name in _TRAINED):
         free += [("data", "passes"), *(("train", key) for key in mine["train"] if key not in _BOUND)]
     for values in (held, mine):
         for section, key in free:

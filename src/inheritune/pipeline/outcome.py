@@ -58,9 +58,14 @@ def finish(run: Run, prepared: Prepared, growth: Growth | None) -> Record:
     }
     result["model"] = "model"
     write_json(directory / "result.json", result)
+    complete(directory)
+    return show(directory, result, run.console)
+
+
+def complete(directory: Path) -> None:
+    """What is made of a finished run's records; twice gives the same as once, so a kill between costs nothing."""
     _note_total(directory)
     write_card(directory)
-    return show(directory, result, run.console)
 
 
 def _note_total(directory: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -129,7 +130,7 @@ def _probe(run: Run, models: Models, reference: Reference, prepared: Prepared) -
     )
     steps = min(training.steps, recipe.train.max_steps or training.steps)
     step_tokens = _step_tokens(recipe)
-    found = run.world.on_main(lambda: _candidates(run, reference, prepared))
+    found = run.world.on_main(lambda: _cut(run, reference, _candidates(run, reference, prepared)))
     tokens = budget(recipe, steps, len(found))
     longest = max((rung.steps for rung in rungs(len(found), tokens, step_tokens)), default=0)
     if longest > steps:
@@ -138,14 +139,7 @@ def _probe(run: Run, models: Models, reference: Reference, prepared: Prepared) -
     run.console.line(f"  {len(found)} candidates, {tokens:,} tokens of training in all")
 
     def start(candidate: Candidate) -> PreTrainedModel:
-        out = run.directory / _FOLDER / "starts" / folder(candidate)
-
-        def make() -> None:
-            if not out.exists():
-                surgery.inherit(reference, candidate.layers, out)
-
-        run.world.on_main(make)
-        return models.loaded(out)
+        return models.loaded(_start(run, candidate))
 
     return Probe(
         candidates=found,
@@ -164,6 +158,28 @@ def _probe(run: Run, models: Models, reference: Reference, prepared: Prepared) -
     )
 
 
+def _start(run: Run, candidate: Candidate) -> Path:
+    """What a candidate's training begins from."""
+    return run.directory / _FOLDER / "starts" / folder(candidate)
+
+
+def _cut(run: Run, reference: Reference, among: Iterable[Candidate]) -> list[Candidate]:
+    """Those whose starts could be cut and proven: that blocks depend on each other only running the target shows."""
+    found, refused = [], ""
+    for one in among:
+        try:
+            if not _start(run, one).exists():
+                surgery.inherit(reference, one.layers, _start(run, one))
+        except Refused as error:
+            refused = str(error)
+            run.console.line(f"  {one.name} is left out: {error}")
+            continue
+        found.append(one)
+    if not found:
+        raise Failed(f"{refused}; the prepared data is kept, name it as data.prepared")
+    return found
+
+
 def _candidates(run: Run, reference: Reference, prepared: Prepared) -> list[Candidate]:
     """The choices that can be cut, with those that are measured on tokens of the training set."""
     count = layers_asked(run.recipe.inherit, reference)
@@ -171,14 +187,17 @@ def _candidates(run: Run, reference: Reference, prepared: Prepared) -> list[Cand
     held = read_json(path)
     if held is None:
         run.console.line("  measuring what the blocks do to the hidden state")
-        turning = layer_choice.measured_turning(
-            reference,
-            prepared.set("train"),
-            sequence_length=run.recipe.data.sequence_length,
-            batch_sequences=run.measured_at_once,
-            compute=run.recipe.train.compute_dtype,
-            device=run.world.device,
-        )
+        try:
+            turning = layer_choice.measured_turning(
+                reference,
+                prepared.set("train"),
+                sequence_length=run.recipe.data.sequence_length,
+                batch_sequences=run.measured_at_once,
+                compute=run.recipe.train.compute_dtype,
+                device=run.world.device,
+            )
+        except Refused as error:  # a refusal would take the prepared data with it
+            raise Failed(str(error)) from error
         chosen = {f"{name}:{count}": layerwise.choose(turning, name, count) for name in surgery.MEASURES}
         held = {"chosen": chosen, "influence": list(turning.influence), "angular": turning.stretches()}
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ from inheritune.parallel import check_ranks
 from inheritune.pipeline import checks, data, evaluating, layer_choice, probing, resuming
 from inheritune.pipeline.growing import Growing
 from inheritune.pipeline.models import Models, Training, for_arm
-from inheritune.pipeline.outcome import finish, show, trained
+from inheritune.pipeline.outcome import complete, finish, show, trained
 from inheritune.pipeline.plan import Circumstances, make_plan
 from inheritune.pipeline.shared import Record, Run
 from inheritune.reference import Reference
@@ -189,6 +189,7 @@ class _Stages:
         done = read_json(self.directory / "result.json")
         if resuming.is_whole(done):
             self._run.console.line(f"{self.directory}: already done.")
+            complete(self.directory)
             return show(self.directory, done, self._run.console)
         write_atomic(self.directory / "recipe.yaml", recipes.dump(self._run.recipe))
         write_json(self.directory / "environment.json", environment.describe())
@@ -202,7 +203,7 @@ class _Stages:
         `plan.json` keeps what was foreseen before anything was done, for the report to compare with what happened.
         """
         run, path = self._run, self.directory / "plan.json"
-        asked = Circumstances(devices=run.world.size if run.world.device.type == "cuda" else 1)
+        asked = Circumstances(devices=run.world.size)
         try:
             plan = make_plan(run.recipe, asked, reference=run.reference, quick=True)
         except Refused:

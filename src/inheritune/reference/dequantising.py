@@ -41,7 +41,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from inheritune.errors import Failed, Refused
+from inheritune.errors import Failed, InherituneError, Refused
 from inheritune.reference.gguf_header import BlockSizes, Header, plain, read_header
 from inheritune.reference.internals import from_gguf, gguf_architectures, gguf_pre_tokenizers, quiet, weightless
 from inheritune.reference.structure import parameters
@@ -361,7 +361,11 @@ def _write_tokenizer(inside: Path, header: Header, made: Path) -> list[str]:
             tokenizer = AutoTokenizer.from_pretrained(made)
         assert isinstance(tokenizer, PreTrainedTokenizerBase)
         return lost_in(tokenizer, header)
+    except (InherituneError, MemoryError):  # a stop, or a machine that is short: nothing to keep for good
+        raise
     except Exception as error:  # the tokenizers library raises Exception itself
+        if isinstance(error, OSError) and error.errno is not None:  # the disk is full, say
+            raise
         for path in made.glob("*token*"):
             path.unlink()
         return [f"transformers cannot build its tokenizer ({plain(kind)}), so there is none: {one_line(error)}"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,14 +13,14 @@ import yaml
 
 from inheritune.ledger import TOTAL, name_of_stem
 from inheritune.report.numbers import number_of
-from inheritune.report.records import read_record
+from inheritune.report.records import UNREADABLE, read_record
 from inheritune.report.table import dict_of
 from inheritune.result import title_of
 
 _RECENT = 20
 """Steps whose median says how fast a training goes."""
-OVER = ("done", "failed")
-"""States in which a run writes no more."""
+OVER = ("done", "failed", "trained", "inherited", "prepared")
+"""States in which a run writes no more, unless it is started again."""
 
 
 @dataclass(frozen=True)
@@ -94,16 +95,22 @@ def _trainings(run: Path) -> Iterator[tuple[str, str]]:
         yield f"round-{path.parent.name}", str(path.relative_to(run))
     for path in sorted(run.glob("controls/*/metrics.jsonl")):
         yield name_of_stem(path.parent.name), str(path.relative_to(run))
+    for path in sorted(run.glob("learning_rates/*/metrics.jsonl")):
+        yield f"target at {path.parent.name}", str(path.relative_to(run))
+    for path in sorted(run.glob("controls/*/learning_rates/*/metrics.jsonl")):
+        yield f"{name_of_stem(path.parts[-4])} at {path.parent.name}", str(path.relative_to(run))
 
 
 def _steps(run: Path, name: str) -> int | None:
     """The steps of a training, as recipe and shards say; None where they do not."""
     try:
         recipe = dict_of(yaml.safe_load(read_record(run, "recipe.yaml", str, {}) or "{}"))
-    except (yaml.YAMLError, ValueError, RecursionError):
+    except UNREADABLE:
         return None
     train, data = dict_of(recipe.get("train")), dict_of(recipe.get("data"))
-    times = int(word) if (word := name.partition(":")[2].removesuffix("x")).isdecimal() else 1
+    if name == "pilot" or recipe.get("compare") or dict_of(recipe.get("grow")).get("growth") == "warm":
+        return None  # they take other steps than the recipe's own
+    times = int(found.group(1)) if (found := re.search(r":([0-9]{1,3})x", name)) else 1
     most = number_of(train.get("max_steps"))
     if most is not None:
         return int(most) * times

@@ -113,6 +113,7 @@ def within_limits(attempt: Callable[[Limits], tuple[str, Any]]) -> tuple[str, An
     page, content = "", None
     for limits in LIMITS:
         page, content = attempt(limits)
+        page = page.encode("utf-8", "replace").decode("utf-8")  # a file's name may be no text
         if len(page.encode("utf-8")) < MOST_BYTES:
             break
     return page, content

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from inheritune.comparison import Documents
 from inheritune.errors import Failed
@@ -39,13 +40,17 @@ def read_record(run: Path, name: str, kind: type, gaps: dict[str, str]) -> Any:
         record = _READERS[path.suffix](path)
         if rb"\ud" in path.read_bytes().lower():
             record = _printable(record)
-    except (ValueError, OSError, Failed) as error:
+    except (ValueError, OSError, RecursionError, Failed) as error:
         gaps[name] = f"{name} cannot be read: {error}"
         return kind()
     if not isinstance(record, kind) or not record:
         gaps[name] = f"{name} holds no record"
         return kind()
     return record
+
+
+UNREADABLE = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
+"""What PyYAML raises for a recipe that was damaged or edited."""
 
 
 def _printable(value: Any) -> Any:

@@ -12,6 +12,7 @@ from inheritune.report.content import RunRecords, read_run
 from inheritune.report.exports import measures_sheet
 from inheritune.report.model_card import with_section
 from inheritune.report.numbers import count, decimals, plain
+from inheritune.report.records import UNREADABLE
 from inheritune.report.sheets import in_markdown
 from inheritune.report.table import dict_of, escaped, table_rows
 from inheritune.report.table4 import markdown_table4
@@ -46,7 +47,7 @@ def write_card(run: Path) -> None:
     """
     path = run / "model" / "README.md"
     if path.exists():
-        text = path.read_bytes().decode("utf-8")
+        text = path.read_bytes().decode("utf-8", "replace")
         write_atomic(path, card_of_run(text, read_run(run)))
 
 
@@ -116,28 +117,37 @@ def _source(source: dict[str, Any], number: int) -> str:
 
 def _limits(one: RunRecords) -> Iterator[str]:
     target, data = dict_of(one.result.get("target")), dict_of(_recipe(one).get("data"))
+    inherits = _inherits(one)
     yield (
-        "A base model: it continues text, and was not taught to follow instructions or to refuse. It may say what is "
-        "false or harmful, and has whatever its reference and its text have of either."
+        "Here it was trained to continue text, and nothing else"
+        + ("; of what its reference was taught beyond that, parts may be left" if inherits else "")
+        + ". It may say what is false or harmful."
     )
-    yield (
-        f"It is smaller than its reference and saw {count(target.get('unique_tokens'))} unique tokens after the cut: "
-        "what these do not hold, it may have lost. Its losses are on held-out text of the same sources, and say "
-        "nothing of other text."
-    )
-    if data.get("relation") != "other" and not data.get("exclude_seen"):
+    if inherits:
+        yield (
+            f"It saw {count(target.get('unique_tokens'))} unique tokens after the cut: what these do not hold, it may "
+            "have lost."
+        )
+    yield "Its losses are on held-out text of the same sources, and say nothing of other text."
+    if one.reference.get("source") and data.get("relation") != "other" and not data.get("exclude_seen"):
         yield "The reference may have seen the held-out text, on which the losses of both are then too low."
     yield f"Trained on sequences of at most {plain(data.get('sequence_length'))} tokens; longer ones were not tried."
 
 
 def _licence(one: RunRecords) -> Iterator[str]:
     licence, source = one.reference.get("license"), one.reference.get("source")
-    if not source:
+    if not source or not _inherits(one):
         yield "Trained from random init; the licence is its author’s to state."
     elif licence:
         yield f"{escaped(str(licence))}, that of the reference, {escaped(str(source))}, whose weights it holds."
     else:
         yield f"The reference, {escaped(str(source))}, states none; what its authors permit holds for this model, too."
+
+
+def _inherits(one: RunRecords) -> bool:
+    """Whether the target holds weights of a reference."""
+    init = one.inheritance.get("init") or one.result.get("init") or "inherit"
+    return bool(one.reference.get("source")) and init != "random"
 
 
 def _citation(one: RunRecords) -> Iterator[str]:
@@ -150,5 +160,5 @@ def _citation(one: RunRecords) -> Iterator[str]:
 def _recipe(one: RunRecords) -> dict[str, Any]:
     try:
         return dict_of(yaml.safe_load(one.recipe))
-    except (yaml.YAMLError, ValueError, RecursionError):
+    except UNREADABLE:
         return {}

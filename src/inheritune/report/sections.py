@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inheritune.ledger import TOTAL
+from inheritune.ledger import PROBE, TOTAL
 from inheritune.report.account import indices
 from inheritune.report.curves import STANDALONE_STYLE
 from inheritune.report.degeneracy import degeneracy_svg
@@ -236,7 +236,7 @@ def plan_section(run: Path, ledger: Record, peaks: Mapping[str, float], gaps: di
         gaps[name] = f"{name} plans no training"
     if not models:
         return None
-    rows = [_foreseen(one, dict_of(ledger.get(_stage(str(one.get("name")))))) for one in models]
+    rows = [_foreseen(one, dict_of(ledger.get(_stage(one)))) for one in models]
     header = (
         *("Training", "Steps planned", "Steps", "Tokens planned", "Tokens", "FLOPs planned", "FLOPs"),
         *("Time planned", "Range", "Time"),
@@ -252,9 +252,12 @@ def plan_section(run: Path, ledger: Record, peaks: Mapping[str, float], gaps: di
     return Section((Sheet("The plan against what happened", header, tuple(rows), 1, tuple(notes)),))
 
 
-def _stage(name: str) -> str:
-    """A planned training's entry in the ledger: `train target`, `train round-4`."""
-    return f"train {name.replace('round ', 'round-').removesuffix(' layers')}"
+def _stage(planned: Record) -> str:
+    """A planned training's entry in the ledger: `train target`, `train round-4` (by its layers), `probe`."""
+    name = str(planned.get("name"))
+    if name == PROBE:
+        return name
+    return f"train round-{planned.get('layers')}" if name.startswith("round ") else f"train {name}"
 
 
 def _foreseen(one: Record, took: Record) -> tuple[str, ...]:
@@ -265,12 +268,13 @@ def _foreseen(one: Record, took: Record) -> tuple[str, ...]:
     )
     spread = NOT_APPLICABLE if fastest is None else f"{duration(fastest)} to {duration(slowest)}"
     planned = number_of(one.get("training_flops"))
+    all_rates = dict_of(took.get("all_rates")) or took  # what is planned is planned for every learning rate
     return (
         title_of(str(one.get("name"))),
         *(count(one.get("steps")), count(took.get("steps"))),
         *(count(one.get("tokens")), count(took.get("tokens"))),
-        *(flops(planned), flops(took.get("flops"))),
-        *(duration(likely), spread, duration(took.get("seconds"))),
+        *(flops(planned), flops(all_rates.get("flops"))),
+        *(duration(likely), spread, duration(all_rates.get("seconds"))),
     )
 
 

@@ -16,7 +16,7 @@ from inheritune.report.page import render_report, rendered_comparison
 
 ADDRESS = "127.0.0.1"
 _NAMES = (ADDRESS, "localhost")
-_WATCHED = ("*.json", "*.jsonl", "recipe.yaml", "*/*/metrics.jsonl")
+_WATCHED = ("*.json", "*.jsonl", "recipe.yaml", "**/metrics.jsonl")
 _ASK_EVERY_SECONDS = 3
 _DRAW_EVERY_SECONDS = 5.0
 """At most so often: drawing takes a second, which the run might want for itself."""
@@ -49,7 +49,7 @@ _SCRIPT = """<script>
       const answer = await fetch("/", {cache: "no-store", headers: tag ? {"If-None-Match": tag} : {}});
       if (answer.status === 200) {
         const source = await answer.text();
-        if (tag) replace(source);
+        replace(source);
         tag = answer.headers.get("ETag");
         label("Watching; last change " + new Date().toLocaleTimeString());
       }
