@@ -146,10 +146,10 @@ class Trials:
         return probe.run()
 
     def losses(self, candidate: Candidate) -> SetLosses:
-        """Losses by document as they were noted; infinite where they were not finite."""
+        """Losses by document as they were noted; infinite where they were not finite, or the training diverged."""
         held = read_json(self._path(candidate))
         if held is None:
-            nowhere = np.zeros(1)
+            nowhere = np.zeros(len(self._asked.development.document_ends))
             return SetLosses(nowhere + math.inf, nowhere, nowhere + 1, nowhere)
         return SetLosses(*(np.array(held[name], np.float64) for name in ("nats", "correct", "tokens", "bytes")))
 

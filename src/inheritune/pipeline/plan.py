@@ -7,6 +7,7 @@ JSON, and compared with a run's `ledger.json`.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,7 @@ from inheritune.pipeline.planned_models import (
 )
 from inheritune.pipeline.step_timing import Timing, timed
 from inheritune.planning import matrix_parameters
+from inheritune.probing import MOST_OF_A_COUNT
 from inheritune.reference import Reference
 
 Record = dict[str, Any]
@@ -132,11 +134,12 @@ class _Planning:
         if self._recipe.grow is not None:
             growth = self._growth(trainings)
         target = next(one for one in trainings if one.name == "target" or one.name.startswith("round"))
-        self._note_short_steps(target)
         claim = self._claim(target)  # refused before anything takes long
         fitting = self._fitting(largest(trainings))
         memory = None if self._quick else self._memory(fitting)
         timing = self._timing(target, memory) if memory is not None else None
+        if timing is None:
+            self._note_short_steps(target)
         total = self._total(trainings) if growth is None else None
         return {
             "recipe": self._recipe.name,
@@ -307,7 +310,7 @@ class _Planning:
 
     def _timing(self, target: Planned, memory: Record) -> Timing | None:
         """Steps of the target, timed where the device is this machine and they are short; hours are then by these."""
-        device, recipe = self._device, self._recipe
+        device = self._device
         step_tokens = self._data.batch_sequences * self._data.sequence_length
         training, extra = self._arithmetic.training(target), self._arithmetic.extra(target)
         share = 1 + extra.get("recomputation", 0.0) / training
@@ -316,7 +319,18 @@ class _Planning:
         if device.name != MEASURED or self._asked.devices > 1 or not memory["fits"] or foreseen > _MOST_TIMED_SECONDS:
             return None
         self._console.line("Timing a few steps ...")
-        found = timed(
+        try:
+            found = self._timed(target, memory, training)
+        except torch.OutOfMemoryError:
+            self._notes.append("no step was timed: others hold the memory that it takes")
+            return None
+        self._device = dataclasses.replace(device, utilisation=found.utilisation(flops, device.peak_flops))
+        return found
+
+    def _timed(self, target: Planned, memory: Record, training: float) -> Timing:
+        """Steps of the target, timed."""
+        device, recipe = self._device, self._recipe
+        return timed(
             target.model.config,
             recipe.train,
             sequence_length=recipe.data.sequence_length,
@@ -327,8 +341,6 @@ class _Planning:
             trust_remote_code=recipe.trust_remote_code,
             report=self._console.line,
         )
-        self._device = dataclasses.replace(device, utilisation=found.utilisation(flops, device.peak_flops))
-        return found
 
     def _note_short_steps(self, target: Planned) -> None:
         """Say where a utilisation that large models reach is no guide: a GPU takes microseconds to begin anything."""
@@ -431,9 +443,12 @@ def _checkpoint_bytes(planned: Planned, recipe: Recipe) -> int:
     train = recipe.train
     moments = moment_bytes(planned.model.parameters(), dataclasses.replace(train, offload_optimizer=False))
     written = -(-planned.steps // train.checkpoint_every_steps)
-    kept = written if train.keep_checkpoints == "all" else min(written, train.keep_checkpoints)
+    # one goes when the next is whole
+    kept = written if train.keep_checkpoints == "all" else min(written, train.keep_checkpoints + 1)
+    if planned.name == surgery.PROBE:  # a rung keeps those of the better half, and of the one at work
+        return (math.ceil(MOST_OF_A_COUNT / 2) + 1) * (4 * planned.parameters + moments)
     best = 4 * planned.parameters if train.export == "best" else 0
-    return kept * (4 * planned.parameters + moments) + best
+    return planned.repeats * (kept * (4 * planned.parameters + moments) + best)
 
 
 def _spending(found: Spending) -> Record:
