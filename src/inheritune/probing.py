@@ -131,7 +131,7 @@ def rungs_by_depth(depths: Sequence[int], tokens: int, step_tokens: int) -> list
     """
     if len(depths) < 2:
         return []
-    first = max(1, tokens // least_tokens_by_depth(depths, step_tokens))
+    first = tokens // least_tokens_by_depth(depths, step_tokens)
     planned, steps = [], 0
     for count, longer in _taking_part(depths):
         steps += first * longer
