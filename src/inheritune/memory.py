@@ -10,6 +10,7 @@ of the compiler's own partitioner (see `predicted`).
 from __future__ import annotations
 
 import contextlib
+import logging
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -39,6 +40,7 @@ from inheritune.recomputation import recompute_blocks
 from inheritune.reference import block_list, weightless, whole_sequences
 from inheritune.versions import partitioning_backend
 
+_LOG = logging.getLogger(__name__)
 LossOf = Callable[[torch.Tensor, torch.Tensor], Losses]
 """Ids and labels of a micro-batch, both (B, T), to what is minimised."""
 
@@ -111,8 +113,8 @@ def predicted(
                 return _run(config, train, backend=backend, **settings)
         except InherituneError:  # a stop, or what eager blocks would not change
             raise
-        except Exception:
-            pass
+        except Exception as error:  # dynamo's and the partitioner's are of many kinds
+            _LOG.info("%s: eager blocks are counted for compiled ones: %r", config.model_type, error)
     return _run(config, train, backend=None, **settings)
 
 

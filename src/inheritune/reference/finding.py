@@ -34,7 +34,7 @@ from inheritune.reference.dequantising import Dequantised, dequantised
 from inheritune.reference.fitting import check_fit
 from inheritune.reference.gguf_header import is_gguf
 from inheritune.reference.internals import quiet, weightless
-from inheritune.reference.structure import block_list, inner_parameters, parameters
+from inheritune.reference.structure import block_list, dimensions
 from inheritune.reference.weights import (
     StoredTensor,
     fingerprint,
@@ -177,7 +177,6 @@ def find(
     files = weight_files(reference, path)
     skeleton = skeleton_of(reference, config, trust_remote_code)
     tokenizer = _tokenizer(reference, path, trust_remote_code)
-    head, embedding = skeleton.get_output_embeddings(), skeleton.get_input_embeddings()
     licence = _licence(reference, path)
     if licence is None and found.file is not None:
         licence = _licence(reference, found.path.parent)
@@ -190,13 +189,8 @@ def find(
         config=config,
         tokenizer=tokenizer,
         skeleton=skeleton,
-        layers=len(block_list(skeleton)[1]),
-        parameters=parameters(skeleton),
-        parameters_without_embeddings=inner_parameters(skeleton),
-        embedding_rows=next(embedding.parameters()).shape[0],
-        tied=head is not None and head.weight is embedding.weight,
         dtype=str(config.dtype or stored_dtype(stored_tensors(files[:1]).values())).removeprefix("torch."),
-        max_positions=getattr(config.get_text_config(), "max_position_embeddings", None),
+        **dimensions(skeleton),
         weight_files=files,
         tokens_trained=_tokens_trained(path, config),
         seen_hashes=seen if seen.exists() else None,

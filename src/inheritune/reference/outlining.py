@@ -13,7 +13,7 @@ from transformers import PretrainedConfig
 from inheritune.errors import Refused
 from inheritune.reference.dequantising import config_in
 from inheritune.reference.finding import Reference, checked_config, checked_file, local_place, skeleton_of
-from inheritune.reference.structure import block_list, inner_parameters, parameters
+from inheritune.reference.structure import dimensions
 from inheritune.reference.weights import one_line
 
 _CONFIGS = "configs.json"
@@ -68,7 +68,6 @@ def outlined(reference: str, path: Path, config: PretrainedConfig, trust_remote_
         Refused: transformers cannot build it.
     """
     skeleton = skeleton_of(reference, config, trust_remote_code)
-    head, embedding = skeleton.get_output_embeddings(), skeleton.get_input_embeddings()
     return Reference(
         source=reference,
         path=path,
@@ -77,13 +76,8 @@ def outlined(reference: str, path: Path, config: PretrainedConfig, trust_remote_
         config=config,
         tokenizer=None,
         skeleton=skeleton,
-        layers=len(block_list(skeleton)[1]),
-        parameters=parameters(skeleton),
-        parameters_without_embeddings=inner_parameters(skeleton),
-        embedding_rows=next(embedding.parameters()).shape[0],
-        tied=head is not None and head.weight is embedding.weight,
         dtype=str(config.dtype or "float32").removeprefix("torch."),
-        max_positions=getattr(config.get_text_config(), "max_position_embeddings", None),
+        **dimensions(skeleton),
         weight_files=(),
         tokens_trained=None,
         seen_hashes=None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -96,6 +97,19 @@ def eval_mode(*models: PreTrainedModel) -> Iterator[None]:
     finally:
         for module, training in before:
             module.training = training
+
+
+def dimensions(model: PreTrainedModel) -> dict[str, Any]:
+    """What a `Reference` says of a model's size and shape: known from its structure and its config alone."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    return {
+        "layers": len(block_list(model)[1]),
+        "parameters": parameters(model),
+        "parameters_without_embeddings": inner_parameters(model),
+        "embedding_rows": next(embedding.parameters()).shape[0],
+        "tied": head is not None and head.weight is embedding.weight,
+        "max_positions": getattr(model.config.get_text_config(), "max_position_embeddings", None),
+    }
 
 
 def prefix_parameters(model: PreTrainedModel) -> list[int]:
