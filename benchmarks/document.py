@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import gpu_floor
+import loss
 import memory
+import plan
 import profile_step
 import scaling
 from overhead.figure import shown
@@ -71,6 +73,16 @@ def growth(record: Record) -> str:
     return f"{place(record)}\n\n" + "\n".join(scaling.table(fitted) for fitted in record["fits"]).strip()
 
 
+def losses(record: Record) -> str:
+    """The chunked loss beside the plain one."""
+    return f"{place(record)}\n\n{loss.table(record)}"
+
+
+def planned(record: Record) -> str:
+    """What a plan predicts, and what came."""
+    return f"{place(record)}\n\n{plan.table(record['summary'])}"
+
+
 def paper(*_: Record) -> str:
     """The floor of a GPU's step, reckoned now."""
     return gpu_floor.table("H200", 64, 8)
@@ -88,9 +100,13 @@ SECTIONS: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "speed": (speed, ("train_2.json",)),
     "speed, everybody keeping freed memory": (speed, ("train_3.json",)),
     "speed in float32": (speed, ("train_4.json",)),
+    "speed of half of SmolLM2": (speed, ("train_5.json",)),
+    "loss": (losses, ("loss_1.json",)),
     "where the time goes": (where, ("profile_1.json",)),
     "memory predicted": (predicted, ("memory_2.json",)),
     "memory measured": (measured, ("memory_2.json",)),
+    "memory of half of SmolLM2": (measured, ("memory_3.json",)),
+    "plan": (planned, ("plan_1.json",)),
     "overheads": (
         overheads,
         ("overheads_2_loading_validation.json", "overheads_1_starting_checkpoints.json", "overheads_1_speed.json",
