@@ -20,7 +20,9 @@ ALLOWED = {
     "config": "errors",
     "arms": "errors config",
     "rules": "errors config arms",
-    "recipe": "errors config rules",
+    "recipe_yaml": "errors",
+    "recipe_errors": "errors config",
+    "recipe": "errors config rules recipe_yaml recipe_errors",
     "run_directory": "errors config",
     "environment": "errors",
     "console": "errors",
@@ -62,6 +64,7 @@ ALLOWED = {
     "objective": "errors config loss attention reference parallel",
     "optimizer": "errors config",
     "checkpoint": "errors run_directory distributed",
+    "training_state": "errors distributed trained optimizer checkpoint",
     "validation": "errors distributed loss reference tokens parallel objective",
     "layerwise": "errors config comparison result reference tokens loss parallel objective validation",
     "metrics": "errors run_directory hardware tracking",
@@ -69,8 +72,8 @@ ALLOWED = {
     "memory": "errors config versions attention reference recomputation objective optimizer",
     "evaluation": "errors config run_directory published scores scoring comparison reference hardware",
     "training": "errors config run_directory hardware tracking distributed metering schedule stopping trained scores"
-    " reference planning tokens batching parallel between recomputation objective optimizer checkpoint validation"
-    " metrics micro_batch",
+    " reference planning tokens batching parallel between recomputation objective optimizer checkpoint training_state"
+    " validation metrics micro_batch",
     "probing": "errors config arms run_directory distributed reference surgery tokens metrics training",
     "report": "errors run_directory devices ledger published scores scoring comparison growth result",
 }
@@ -85,6 +88,8 @@ LIGHT = [
     "arms",
     "rules",
     "recipe",
+    "recipe_yaml",
+    "recipe_errors",
     "run_directory",
     "console",
     "tracking",

@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import re
-import types
 import typing
 from collections.abc import Sequence
 from importlib import resources
@@ -25,11 +23,11 @@ from jsonargparse.typing import register_type
 
 from inheritune.config import DataConfig, Recipe, SourceConfig, TokenCount
 from inheritune.errors import Refused, nearest
+from inheritune.recipe_errors import dataclass_in, place, reworded, words
+from inheritune.recipe_yaml import parse_yaml
 from inheritune.rules import impossible
 
 Config = TypeVar("Config")
-_MOST_NODES = 100_000
-"""Values in a recipe, every alias counted as all that it stands for."""
 
 
 def packaged_recipes() -> list[str]:
@@ -55,7 +53,7 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> Recipe:
 def read_recipe(recipe: str) -> tuple[dict[str, Any], str]:
     """A recipe's keys and values as YAML gives them, and what to call it in errors."""
     text, where = _read(recipe)
-    return _parse_yaml(text, where), where
+    return parse_yaml(text, where), where
 
 
 def parse(
@@ -93,13 +91,13 @@ def parse(
         text = yaml.safe_dump(_with_plain_sources(kind, values))
         namespace = parser.parse_args([*(["--config", text] if values else []), *_with_plain_source_flags(flags)])
         for key, annotation in _nulls(kind, namespace):
-            raise Refused(f"{_place(key, where, flags)}: {key} is null; allowed: {_words(annotation)}")
+            raise Refused(f"{place(key, where, flags)}: {key} is null; allowed: {words(annotation)}")
         parsed = parser.instantiate(namespace)
     except (ArgumentError, ValueError, TypeError) as error:
-        raise Refused(_reworded(kind, str(error), where, values, flags)) from None
+        raise Refused(reworded(kind, str(error), where, values, flags)) from None
     config = kind(**{field.name: getattr(parsed, field.name) for field in dataclasses.fields(kind)})  # type: ignore[arg-type]
     for key, value, allowed in impossible(config) if complete else ():
-        raise Refused(f"{_place(key, where, flags)}: {key} is {value!r}; allowed: {allowed}")
+        raise Refused(f"{place(key, where, flags)}: {key} is {value!r}; allowed: {allowed}")
     return config, namespace
 
 
@@ -204,64 +202,6 @@ def _read(recipe: str) -> tuple[str, str]:
     raise Refused(f"{recipe}: no such file, and no packaged recipe of that name{hint}; packaged: {', '.join(names)}")
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML of plain values, without what PyYAML lets pass: a key that stands twice, aliases that explode."""
-
-    def __init__(self, stream: str) -> None:
-        super().__init__(stream)
-        self._sizes: dict[int, int] = {}
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        """A node, with what it holds counted; an alias counts as all that it stands for."""
-        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-        node = super().compose_node(parent, index)
-        inner = [] if node is None or isinstance(node, yaml.ScalarNode) else node.value
-        parts = [part for item in inner for part in (item if isinstance(item, tuple) else (item,))]
-        size = self._sizes.setdefault(id(node), 1 + sum(self._sizes.get(id(part), 1) for part in parts))
-        if size > _MOST_NODES:
-            raise yaml.constructor.ConstructorError(None, None, f"more than {_MOST_NODES:,} values", mark)
-        return node
-
-    def compose_mapping_node(self, anchor: Any) -> Any:
-        """A mapping, each key of which stands once."""
-        node = super().compose_mapping_node(anchor)
-        found: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in found:
-                problem = f"key {key.value!r} stands twice in one mapping"
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-            found.add(key.value if isinstance(key, yaml.ScalarNode) else "")
-        return node
-
-
-def _parse_yaml(text: str, where: str) -> dict[str, Any]:
-    try:
-        values = yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date, say
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark is not None else ""
-        reason = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise Refused(f"{where}{line}: not valid YAML ({reason})") from None
-    except RecursionError:
-        raise Refused(f"{where}: not a recipe: lists or mappings nested too deeply") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise Refused(f"{where}: a recipe is a mapping of keys to values, this is a {type(values).__name__}")
-    return values
-
-
-def _dataclass_in(annotation: Any) -> type[Any] | None:
-    """The dataclass that an annotation such as `X`, `X | None`, `list[X]` or `dict[str, X]` speaks of."""
-    if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
-        return annotation
-    for argument in typing.get_args(annotation):
-        found = _dataclass_in(argument)
-        if found is not None:
-            return found
-    return None
-
-
 def _check_keys(kind: type[Any], values: Any, where: str, prefix: str) -> None:
     """Refuse keys that the dataclass does not have, at any depth, naming the nearest that it has."""
     if not isinstance(values, dict):
@@ -272,7 +212,7 @@ def _check_keys(kind: type[Any], values: Any, where: str, prefix: str) -> None:
         if key not in hints:
             message = f"{where}: unknown key '{prefix}{key}'{nearest(str(key), list(hints))}"
             raise Refused(f"{message}; allowed: {', '.join(hints)}")
-        inner, container = _dataclass_in(hints[key]), typing.get_origin(hints[key])
+        inner, container = dataclass_in(hints[key]), typing.get_origin(hints[key])
         if inner is None or value is None:
             continue
         if container is list and isinstance(value, list):
@@ -293,7 +233,7 @@ def _check_keys(kind: type[Any], values: Any, where: str, prefix: str) -> None:
             and field.default_factory is dataclasses.MISSING
             and field.name not in values
         ):
-            raise Refused(f"{where}: {prefix.rstrip('.')} lacks '{field.name}' (allowed: {_words(hints[field.name])})")
+            raise Refused(f"{where}: {prefix.rstrip('.')} lacks '{field.name}' (allowed: {words(hints[field.name])})")
 
 
 def _check_mapping_flags(kind: type[Any], flags: Sequence[str]) -> None:
@@ -314,7 +254,7 @@ def _check_mapping_flags(kind: type[Any], flags: Sequence[str]) -> None:
                 raise Refused(f"{name}: unknown key{hint}; {'.'.join(path[:depth])} has {', '.join(known)}")
             annotation = known.get(key)
             listed = typing.get_origin(annotation) in (list, dict)
-            inner = _dataclass_in(annotation) if annotation is not None and not listed else None
+            inner = dataclass_in(annotation) if annotation is not None and not listed else None
         if inner is None:
             continue
         try:
@@ -384,116 +324,12 @@ def _with_plain_source_flags(flags: Sequence[str]) -> list[str]:
     return found
 
 
-def _place(key: str, where: str, overrides: Sequence[str]) -> str:
-    """Where a key's value came from: the flag that gave it, or what it lies in, else the file."""
-    for flag in overrides:
-        name = flag.split("=")[0]
-        if name.startswith("--") and re.match(rf"{re.escape(name[2:])}(?![\w])", key):
-            return name
-    return where
-
-
-def _all_keys(kind: type[Any], prefix: str = "") -> list[str]:
-    hints = typing.get_type_hints(kind)
-    keys: list[str] = []
-    for name, annotation in hints.items():
-        keys.append(f"{prefix}{name}")
-        if dataclasses.is_dataclass(annotation) or (
-            typing.get_origin(annotation) is types.UnionType and _dataclass_in(annotation) is not None
-        ):
-            inner = _dataclass_in(annotation)
-            assert inner is not None
-            keys += _all_keys(inner, f"{prefix}{name}.")
-    return keys
-
-
-def _allowed_type(kind: type[Any], key: str) -> str:
-    """What values a key takes, in words."""
-    annotation: Any = kind
-    for part in key.split("."):
-        inner = _dataclass_in(annotation)
-        if inner is None:
-            return "see --help"
-        annotation = typing.get_type_hints(inner).get(part.split("[")[0])
-    return _words(annotation) if annotation is not None else "see --help"
-
-
-def _words(annotation: Any) -> str:
-    names = {
-        int: "a whole number",
-        float: "a number",
-        str: "text",
-        bool: "true or false",
-        type(None): "null",
-        TokenCount: "a token count such as 131072, 100M or 1B",
-    }
-    if annotation in names:
-        return names[annotation]
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is typing.Literal:
-        return " or ".join(str(argument) for argument in arguments)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_words(argument) for argument in arguments)
-    if origin is list:
-        return f"a list ({_words(arguments[0])} an item)"
-    if origin is dict:
-        return "a mapping"
-    return (
-        f"a mapping of {', '.join(typing.get_type_hints(annotation))}"
-        if dataclasses.is_dataclass(annotation)
-        else str(annotation)
-    )
-
-
-def _reworded(kind: type[Any], message: str, where: str, values: dict[str, Any], overrides: Sequence[str]) -> str:
-    """jsonargparse's error, of several lines, in one of ours."""
-    unknown = re.search(r"unrecognized arguments: (\S+)|does not accept option '([^']+)'", message, re.IGNORECASE)
-    if unknown:
-        word = unknown.group(1) or unknown.group(2)
-        if unknown.group(1) and not word.startswith("-"):
-            return f"{word}: one argument too many; see --help"
-        flag = word.lstrip("-").split("=")[0]
-        full = next((item.split("=")[0].lstrip("-") for item in overrides if item.split("=")[0].endswith(flag)), flag)
-        return f"--{full}: unknown flag{nearest(full, _all_keys(kind))}"
-    required = re.search(r"arguments are required: (\w+)", message)
-    if required:
-        return f"{where}: {required.group(1).upper()} is missing; see --help"
-    missing_value = re.search(r"argument --([\w.]+).*expected (?:one|at least one) argument", message, re.DOTALL)
-    if missing_value:
-        return f"--{missing_value.group(1)}: needs a value; allowed: {_allowed_type(kind, missing_value.group(1))}"
-    keys = re.findall(r'[Kk]ey "([^"]+)"', message)
-    if not keys:
-        return f"{where}: {' '.join(message.split())}"
-    # The outermost key is whole; an error inside a list or a mapping names the inner key by itself.
-    key = keys[0] if keys[-1].startswith(keys[0]) else f"{keys[0]}.{keys[-1]}"
-    got = re.findall(r"(?:Got value|Given value): (.*)", message)
-    value = _given(key, values, overrides, got[-1].strip() if got else None)
-    allowed = _allowed_type(kind, key)
-    if allowed.startswith("a list") and isinstance(value, str) and re.fullmatch(r"[^\[\]{}]+", value):
-        allowed += f", written [{value}]"
-    return f"{_place(key, where, overrides)}: {key} is {value!r}; allowed: {allowed}"
-
-
-def _given(key: str, values: dict[str, Any], overrides: Sequence[str], fallback: Any) -> Any:
-    """The value that a flag or the file gave for a key, as it was written."""
-    for index, flag in enumerate(overrides):
-        name, equals, value = flag.partition("=")
-        if name == f"--{key}":
-            return value if equals else (overrides[index + 1] if index + 1 < len(overrides) else fallback)
-    found: Any = values
-    for part in key.split("."):
-        if not isinstance(found, dict) or part not in found:
-            return fallback
-        found = found[part]
-    return found
-
-
 def _nulls(kind: type[Any], values: Any, prefix: str = "") -> typing.Iterator[tuple[str, Any]]:
     """(dotted key, type) of each value that is null where it may not be: jsonargparse lets null pass for anything."""
     for name, annotation in typing.get_type_hints(kind).items():
         value = values.get(name)
         key = f"{prefix}{name}"
-        inner = _dataclass_in(annotation)
+        inner = dataclass_in(annotation)
         if value is None:
             if type(None) not in typing.get_args(annotation):
                 yield key, annotation

@@ -8,7 +8,6 @@ what it computed is read when the next one is under way.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import sys
 import time
@@ -25,7 +24,7 @@ from transformers import PreTrainedModel
 
 from inheritune.batching import batch_on_device
 from inheritune.between import Between
-from inheritune.checkpoint import Checkpointer, Tensors
+from inheritune.checkpoint import Checkpointer
 from inheritune.config import TrainConfig
 from inheritune.distributed import World, lost_rank
 from inheritune.errors import Diverged, Failed, Interrupted
@@ -36,14 +35,11 @@ from inheritune.micro_batch import found_once, largest_micro_batch
 from inheritune.objective import Objective
 from inheritune.optimizer import (
     Guard,
-    empty_moments,
     gradient_norm,
     make_optimizer,
     moment_bytes,
-    moments,
     set_learning_rate,
     take_step,
-    updates,
 )
 from inheritune.parallel import compile_blocks, compute_dtype, distribute, sharded, share_blocks, whole_tensors
 from inheritune.planning import training_flops_per_token
@@ -55,6 +51,7 @@ from inheritune.stopping import stop_signals
 from inheritune.tokens import Prepared, TrainingBlocks
 from inheritune.tracking import open_tracker
 from inheritune.trained import State, Trained, Watch
+from inheritune.training_state import TrainingState
 from inheritune.validation import measure_objective
 
 
@@ -146,8 +143,7 @@ class Trainer:
             with self._open_metrics() as metrics:
                 self._loop(metrics)
         if self.config.export == "best" and self._state.best_step is not None:
-            self._checkpointer.checked(self.directory / "best")
-            self._checkpointer.load(self.directory / "best", self._weights())
+            self._held.load_best()
         self._metering.meet()
         return self.trained()
 
@@ -197,9 +193,17 @@ class Trainer:
         self._objective = Objective(self.model, self._dtype, distill=config.objective.distill, teacher=self.teacher)
         self._called = distribute(self._objective, self.model, world, shard=self._shard, fsdp_ranks=config.fsdp_ranks)
         self._parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self._names = {parameter: name for name, parameter in self.model.named_parameters()}
         self._optimizer = make_optimizer(self.model, config, compiled=self._state.compiled)
         self._guard = Guard(world.device, config.spike_factor)
+        self._held = TrainingState(
+            self._checkpointer,
+            self.directory / "best",
+            model=self.model,
+            optimizer=self._optimizer,
+            guard=self._guard,
+            world=world,
+            report=self.report,
+        )
         self._micro_batch = self._micro_batch_sequences()
 
     def _micro_batch_sequences(self) -> int:
@@ -283,7 +287,7 @@ class Trainer:
             while state.step < self._steps:
                 launched = self._step(stop)
                 if reserving:
-                    self._checkpointer.reserve(self._training_state())
+                    self._held.reserve()
                     reserving = False
                 if pending is not None:
                     self._read(pending, reader)
@@ -444,7 +448,7 @@ class Trainer:
         development = losses["development"].loss if "development" in losses else math.inf
         if self.config.export == "best" and (state.best_loss is None or development < state.best_loss):
             state.best_loss, state.best_step = development, state.step
-            self._checkpointer.save_now(self.directory / "best", self._weights(), {"step": state.step})
+            self._held.save_best(state.step)
 
     def _tell_gaps(self) -> None:
         """Say before the first step what no evaluation will have."""
@@ -492,56 +496,13 @@ class Trainer:
         if stopping:
             self._interrupt(stop)
 
-    def _weights(self) -> Tensors:
-        return {f"model.{name}": parameter.detach() for parameter, name in self._names.items()}
-
     def _resume(self, found: tuple[Path, dict[str, Any]] | None) -> None:
         """Load the last whole checkpoint, whatever ranks wrote it."""
-        if found is None:
-            return
-        path, record = found
-        tensors = self._weights()
-        room = empty_moments(
-            self._optimizer,
-            self._names,
-            {name.removeprefix("optimizer.") for name in self._checkpointer.held(path, record)},
-            record["updates"],
-        )
-        self._checkpointer.load(path, tensors | {f"optimizer.{name}": tensor for name, tensor in room.items()})
-        self._guard.load(record["guard"])
-        compiled = self._state.compiled
-        self._state = State.from_record(record)
-        self._state.compiled |= compiled
-        if self._state.best_step is not None:
-            try:
-                self._checkpointer.checked(self.directory / "best")
-            except Failed as error:
-                self.report(f"{error}. What is best from here on is exported.")
-                self._state.best_step = self._state.best_loss = None
-        self.report(f"Going on after step {self._state.step}.")
-        then, now = record["ranks"], self.world.size
-        threads = torch.get_num_threads()
-        if (then, record["threads"]) != (now, threads):
-            what = f"written by {then} ranks of {record['threads']} threads, now {now} of {threads}"
-            self.report(f"The checkpoint was {what}: the same data, but sums may round otherwise.")
-
-    def _training_state(self) -> Tensors:
-        """What a checkpoint holds as tensors."""
-        return self._weights() | {
-            f"optimizer.{name}": tensor for name, tensor in moments(self._optimizer, self._names).items()
-        }
+        if found is not None:
+            compiled = self._state.compiled
+            self._state = self._held.load(*found)
+            self._state.compiled |= compiled
 
     def _save(self) -> None:
-        self._checkpointer.save(
-            self._state.step,
-            self._training_state(),
-            {
-                **dataclasses.asdict(self._state),
-                **self._place(),
-                "updates": updates(self._optimizer),
-                "guard": self._guard.state(),
-                "ranks": self.world.size,
-                "threads": torch.get_num_threads(),
-            },
-        )
+        self._held.save(self._state, self._place())
         self._metering.meet()
