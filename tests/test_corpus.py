@@ -271,6 +271,23 @@ def test_held_out_documents_are_cut_to_their_beginning(
         assert len(text) <= size <= len(text) + 4  # a character that is cut counts whole
 
 
+def test_training_documents_are_cut_to_their_beginning(
+    tmp_path: Path, tokenizer_directory: Path, data: DataConfig
+) -> None:
+    full = run(data, tokenizer_directory, tmp_path / "full")
+    limited = dataclasses.replace(data, document_tokens=20, tokens=TokenCount(700))
+    found = run(limited, tokenizer_directory, tmp_path / "out")
+    documents = found.documents("train")
+    assert sum(map(len, documents)) == 700
+    expected = [document[:20] for document in full.documents("train")][: len(documents)]
+    assert documents[:-1] == expected[:-1]
+    assert documents[-1] == expected[-1][: len(documents[-1])]
+    assert found.documents("held-out") == full.documents("held-out")
+    line = refused(dataclasses.replace(limited, tokens=TokenCount("1M")), tokenizer_directory, tmp_path / "more")
+    assert "at 20 a document" in line
+    assert "raise data.document_tokens" in line
+
+
 def test_an_empty_validation_set_is_refused_with_what_to_do(
     tmp_path: Path, tokenizer_directory: Path, data: DataConfig
 ) -> None:
@@ -528,6 +545,7 @@ def test_bad_settings_are_refused_before_anything_is_read(data: DataConfig) -> N
         ({"validation_share": 0.5, "development_share": 0.5}, "no training documents"),
         ({"validation_tokens": TokenCount(0)}, "set data.validation_share to 0"),
         ({"held_out_document_tokens": 0}, "at least 1"),
+        ({"document_tokens": 0}, "at least 1"),
         ({"validation_sets": {"train": source}}, "cannot name a set"),
         ({"sources": [dataclasses.replace(source, weight=0.0)]}, "weight"),
         ({"sources": [dataclasses.replace(source, document_separator="")]}, "separator is empty"),

@@ -95,6 +95,9 @@ class DataConfig:
     """Share of documents, by hash of content, set apart to choose by (learning rates, best checkpoint)."""
     development_tokens: TokenCount = TokenCount(1_000_000)
     """At most this many tokens of them make the development set."""
+    document_tokens: int | None = None
+    """Training documents are cut to their first so many tokens: where they are long (books) more of them are seen for
+    the same tokens. Unset: they stay whole."""
     held_out_document_tokens: int | None = None
     """Held-out documents are cut to their first so many tokens: more documents, a tighter interval, at the same
     cost."""

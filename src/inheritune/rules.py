@@ -37,6 +37,7 @@ _DATA_RULES: list[Rule] = [
     ("development_share", lambda x: 0 <= x < 1, "0 or more, below 1"),
     ("validation_tokens", lambda x: x > 0, "a token count above 0"),
     ("development_tokens", lambda x: x > 0, "a token count above 0"),
+    ("document_tokens", lambda x: x is None or x >= 2, "2 or more, or null"),
     ("held_out_document_tokens", lambda x: x is None or x >= 2, "2 or more, or null"),
     ("workers", lambda x: x >= 0, "0 (one a core) or more"),
     ("seed", lambda x: 0 <= x < 2**63, "0 or more, below 2**63"),

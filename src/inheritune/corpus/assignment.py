@@ -93,7 +93,9 @@ def _training(data: DataConfig, documents: Documents, source: Any, train: Mask, 
                 "data.validation_share and data.development_share, or set document_separator"
             )
         ordered = ids[np.argsort(documents["rank"][ids], kind="stable")]
-        selections.append(Selection("train", number, ordered, budget, repeat=data.sources[number].repeat))
+        limit = data.document_tokens or 0
+        repeat = data.sources[number].repeat
+        selections.append(Selection("train", number, ordered, budget, document_limit=limit, repeat=repeat))
     return selections
 
 

@@ -221,9 +221,11 @@ class Build:
         asked = f"data.tokens asks {selection.budget:,}"
         if len(self.data.sources) > 1:
             asked = f"its share of data.tokens is {selection.budget:,}"
+        limit = self.data.document_tokens
+        cut, raised = ("", "") if limit is None else (f" at {limit:,} a document", "raise data.document_tokens, ")
         raise Refused(
-            f"{source.path}: its training documents hold {chosen.total:,} tokens, {asked}; "
-            "lower data.tokens, add text, or set the source's repeat"
+            f"{source.path}: its training documents hold {chosen.total:,} tokens{cut}, {asked}; "
+            f"lower data.tokens, {raised}add text, or set the source's repeat"
         )
 
     def _count_cut_bytes(self, plan: Plan, documents: Documents, chosen: Chosen) -> None:

@@ -48,8 +48,10 @@ def _check_held_out(data: DataConfig) -> None:
     for key, tokens in (("validation", data.validation_tokens), ("development", data.development_tokens)):
         if tokens < 1:
             raise Refused(f"data.{key}_tokens: {tokens} is no size; to have no such set, set data.{key}_share to 0")
-    if data.held_out_document_tokens is not None and data.held_out_document_tokens < 1:
-        raise Refused("data.held_out_document_tokens: must be at least 1; leave it unset to keep documents whole")
+    for key in ("document_tokens", "held_out_document_tokens"):
+        limit = getattr(data, key)
+        if limit is not None and limit < 1:
+            raise Refused(f"data.{key}: must be at least 1; leave it unset to keep documents whole")
     for name in data.validation_sets:
         if name in SETS or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise Refused(
