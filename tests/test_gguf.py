@@ -496,6 +496,21 @@ def test_what_is_no_gguf_file_keeps_its_dtype(llama_directory: Path, tmp_path: P
     assert not out.exists()
 
 
+def test_a_plan_counts_the_dtype_that_a_file_is_dequantised_to(
+    file: Path, llama_directory: Path, tmp_path: Path, capsys: Any
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("data: {sources: [x.txt], tokens: 10K, sequence_length: 32}\ninherit: {layers: 2}\n")
+    sizes = {}
+    for dtype in ("float32", "bfloat16"):
+        words = ["plan", str(recipe), "--device", "a100", "--json", "--reference_dtype", dtype]
+        assert main([*words, "--reference", str(file)]) == 0
+        sizes[dtype] = json.loads(capsys.readouterr().out)["disk"]["models_bytes"]
+    assert sizes["float32"] == 2 * sizes["bfloat16"] > 0
+    assert main([*words, "--reference", str(llama_directory)]) == 2
+    assert "reference_dtype: no GGUF file" in capsys.readouterr().err
+
+
 def test_a_file_that_was_never_quantised_is_called_so(tmp_path: Path, keys: Metadata) -> None:
     file = write(tmp_path / "tiny.F16.gguf", keys, weights(), "F16")
     out = tmp_path / "small"

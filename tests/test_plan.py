@@ -11,23 +11,24 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig
+from transformers import AutoConfig, LlamaConfig
 
-from inheritune import hardware
+from inheritune import energy, hardware, surgery
 from inheritune.cli import main
 from inheritune.config import Recipe, TrainConfig
 from inheritune.console import Console
 from inheritune.costs import Data, Training, in_words, judged, spending
 from inheritune.devices import ON_GPUS, SHEETS, Device, named
 from inheritune.errors import Refused
-from inheritune.memory import predicted
+from inheritune.memory import Memory, predicted
 from inheritune.pipeline import Circumstances, make_plan, planned_memory, run
 from inheritune.pipeline.planned_memory import Fitting, extrapolated
 from inheritune.pipeline.planned_models import Planned, parameters_by_part
 from inheritune.pipeline.step_timing import timed
 from inheritune.recipe import load_recipe
-from inheritune.reference import outline, prefix_parameters, weightless
+from inheritune.reference import block_list, outline, prefix_parameters, weightless
 from inheritune.report import render_plan, three_lines
+from inheritune.rules import impossible
 from inheritune.tokens import TrainingBlocks
 
 SYSTEMS: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "systems.json").read_text(encoding="utf-8"))
@@ -152,6 +153,44 @@ def test_enough_devices_or_hours_or_fewer_tokens_keep_it() -> None:
     assert "would take 80%" in judged(needed / 0.8, device(), 1, training).verdict
 
 
+def test_a_rate_that_is_no_bound_refuses_no_claim(tmp_path: Path) -> None:
+    training = Training(10**9, 10**9, 1e3, 0.0)
+    found = judged(0.5e12 / 1e12 / 3600, device(bounds=False, source="measured"), 1, training)
+    assert "would take 200% of a rate that is no bound (measured)" in found.verdict
+    for name in ("cpu", "measured"):
+        plan = make_plan(tiny(tmp_path), Circumstances(device=name, claim_hours=1e-9), quick=True)
+        assert "no bound" in plan["claim"]["verdict"]
+    with pytest.raises(Refused, match="cannot be"):
+        make_plan(tiny(tmp_path), Circumstances(device="a6000", claim_hours=1e-9), quick=True)
+
+
+def test_devices_without_a_sequence_make_nothing_faster(tmp_path: Path) -> None:
+    eight, many = (make_plan(tiny(tmp_path), Circumstances("h100", count, price=1.0), quick=True) for count in (8, 64))
+    assert many["total"]["hours"] == eight["total"]["hours"]
+    assert many["total"]["money"] == pytest.approx(8 * eight["total"]["money"])
+    assert "8 of 64 devices work" in many["notes"][0]
+    assert not [note for note in eight["notes"] if "devices work" in note]
+
+
+def test_a_growth_s_claim_is_about_its_first_round_and_tells_of_its_last(tmp_path: Path) -> None:
+    grow = "grow: {start: 1, step: 1, most: 3, pilot_steps: 0}"
+    found = make_plan(tiny(tmp_path, grow=grow), Circumstances("a6000", claim_hours=1.0), quick=True)
+    cost = {one["name"]: one["floor_hours"] for one in found["models"]}
+    assert found["claim"]["floor_hours"] == pytest.approx(cost["round 1"])
+    assert "if the first round of 1 layers matches" in found["claim"]["verdict"]
+    assert f"{cost['round 3']:.0%} if it is the last, of 3 layers" in found["claim"]["verdict"]
+    with pytest.raises(Refused, match="cannot be"):
+        make_plan(tiny(tmp_path, grow=grow), Circumstances("a6000", claim_hours=0.9 * cost["round 1"]), quick=True)
+
+
+def test_this_machine_s_power_is_that_of_its_ledger(tmp_path: Path) -> None:
+    plan = make_plan(tiny(tmp_path), quick=True)
+    power = energy.rated_power(None, torch.get_num_threads())
+    assert power is not None
+    assert plan["device"]["watts"] == power[0]
+    assert plan["total"]["kilowatt_hours"] == pytest.approx(power[0] / 1000 * plan["total"]["hours"]["likely"])
+
+
 # Models
 
 
@@ -272,21 +311,61 @@ def test_validation_is_counted(tmp_path: Path) -> None:
 # Memory
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_a_deep_model_s_memory_is_that_of_two_shallow_ones(kind: str, checkpointing: bool) -> None:
-    from transformers import AutoConfig
+DEEP: dict[str, dict[str, Any]] = {
+    "llama": TINY | {"num_hidden_layers": 7},
+    "gpt2": {"model_type": "gpt2", "n_embd": 32, "n_layer": 7, "n_head": 4, "n_positions": 64},
+    # one layer of three sees everything, the others a window
+    "gemma2": TINY
+    | {"model_type": "gemma2", "num_hidden_layers": 20, "head_dim": 8, "sliding_window": 8}
+    | {"layer_types": [("full" if layer % 3 == 2 else "sliding") + "_attention" for layer in range(20)]},
+}
 
-    shape = dict(TINY, num_hidden_layers=7, vocab_size=300)
-    if kind == "gpt2":
-        shape = {"model_type": "gpt2", "n_embd": 32, "n_layer": 7, "n_head": 4, "n_positions": 64, "vocab_size": 300}
-    config = AutoConfig.for_model(**shape)
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2"])
+def test_a_deep_model_s_memory_is_that_of_a_few_shallow_ones(kind: str, checkpointing: bool) -> None:
+    model = weightless(AutoConfig.for_model(**DEEP[kind], vocab_size=300))
     train = TrainConfig(activation_checkpointing=checkpointing, batch_sequences=8)
     settings: dict[str, Any] = {"sequence_length": 32, "micro_batch": 2, "dtype": torch.float32, "device": "cpu"}
-    ours = extrapolated(config, train, layers=7, **settings)
-    real = predicted(config, train, **settings)
+    ours = extrapolated(model, train, trust_remote_code=False, **settings)
+    real = predicted(model.config, train, **settings)
     assert ours.total == pytest.approx(real.total, rel=0.02)
     assert (ours.weights, ours.gradients, ours.optimizer) == (real.weights, real.gradients, real.optimizer)
+
+
+@pytest.mark.parametrize(
+    ("kind", "run"), [("llama", [[2], [4]]), ("gemma2", [[4], [6], [6]])], ids=["of one kind", "of two"]
+)
+def test_shallow_models_have_two_layers_of_each_kind_and_two_more(
+    kind: str, run: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[int]] = []
+
+    def counted(config: Any, *_: Any, **__: Any) -> Memory:
+        seen.append([config.num_hidden_layers])
+        return Memory(**dict.fromkeys((one.name for one in dataclasses.fields(Memory)), 100 * config.num_hidden_layers))
+
+    monkeypatch.setattr("inheritune.pipeline.planned_memory.predicted", counted)
+    model = weightless(AutoConfig.for_model(**DEEP[kind], vocab_size=300))
+    found = extrapolated(model, TrainConfig(), trust_remote_code=False, micro_batch=4)
+    assert seen == run
+    assert found.activations == 100 * model.config.num_hidden_layers
+
+
+def test_layers_that_are_all_unlike_are_predicted_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def counted(config: Any, *_: Any, **__: Any) -> Memory:
+        seen.append(config.num_hidden_layers)
+        return Memory(1, 1, 1, 1, 1, 1)
+
+    monkeypatch.setattr("inheritune.pipeline.planned_memory.predicted", counted)
+    model = weightless(AutoConfig.for_model(**DEEP["llama"], vocab_size=300))
+    extrapolated(model, TrainConfig(batch_sequences=4), trust_remote_code=False, micro_batch=4)
+    assert seen == [7], "without accumulation"
+    monkeypatch.setattr(surgery, "forms", lambda model: list(map(str, range(len(block_list(model)[1])))))
+    extrapolated(model, TrainConfig(), trust_remote_code=False, micro_batch=4)
+    assert seen == [7, 7]
 
 
 def fitting(usable: int, *, count: int = 1, **changes: Any) -> Fitting:
@@ -324,6 +403,17 @@ def test_it_fits_where_it_does_and_says_what_would_do() -> None:
     assert {"train": {"micro_batch_sequences": 7}} in tight["would_fit"]
     assert {"train": {"activation_checkpointing": True, "micro_batch_sequences": 8}} in tight["would_fit"]
     assert fitting(1000).record()["would_fit"] == []
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"optimizer": "adamw_8bit"}, {"offload_optimizer": True}, {"parallel": "fsdp"}], ids=str
+)
+@pytest.mark.parametrize("room", [0.1, 0.5, 0.8])
+def test_what_would_do_is_what_a_recipe_may_say(changes: dict[str, Any], room: float) -> None:
+    needed = fitting(0, **changes).record()["total_bytes"]
+    train = fitting(0, **changes).train
+    for one in fitting(int(room * needed), **changes).record()["would_fit"]:
+        assert not [*impossible(Recipe(train=dataclasses.replace(train, **one["train"])))], one
 
 
 def test_ranks_that_share_the_state_hold_a_part_of_it() -> None:
@@ -408,6 +498,15 @@ def test_disk_by_hand(tmp_path: Path) -> None:
     assert disk["shards_bytes"] == 2 * (32769 + 2000)
     assert disk["checkpoints_bytes"] == 3 * 12 * parameters, "two are kept, and one goes when the next is whole"
     assert disk["total_bytes"] == sum(disk[f"{name}_bytes"] for name in ("shards", "checkpoints", "models"))
+
+
+def test_other_data_takes_room_and_must_last(tmp_path: Path, llama_directory: Path) -> None:
+    text = f"reference: {llama_directory}\ndata: {{sources: [x], tokens: 40K, sequence_length: 64}}\n"
+    plain = make_plan(recipe_of(tmp_path, text), A6000, quick=True)["disk"]["shards_bytes"]
+    other = make_plan(recipe_of(tmp_path, text + "compare: {tokens: 50K}"), A6000, quick=True)
+    assert other["disk"]["shards_bytes"] == plain + 2 * 50_000
+    with pytest.raises(Refused, match="compare: 5,000 tokens in 1 passes are"):
+        make_plan(recipe_of(tmp_path, text + "compare: {tokens: 5K}"), A6000, quick=True)
 
 
 def test_the_command_prints_tables_or_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from inheritune.errors import Refused
-from inheritune.surgery import kept, measured, parse_layers, spelled
+from inheritune.surgery import is_probe, kept, measured, parse_layers, spelled
 from tiny import one_line
 
 CHOSEN = st.integers(2, 200).flatmap(
@@ -124,6 +124,12 @@ def test_half_of_one_layer_is_refused() -> None:
 def test_what_is_measured_waits_for_tokens(word: str, measure: str, count: int) -> None:
     assert parse_layers(word, 5) is None
     assert measured(word, 5) == (measure, count)
+
+
+@pytest.mark.parametrize("word", ["probe:3", " probe :3", "probe: 90M"])
+def test_what_is_probed_is_known_by_its_word(word: str) -> None:
+    assert is_probe(word)
+    assert parse_layers(word, 5) is None
 
 
 @pytest.mark.parametrize(

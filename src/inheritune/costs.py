@@ -51,19 +51,26 @@ class Spending:
 
 
 def spending(
-    flops: float, device: Device, count: int, *, price: float | None = None, extra_flops: float = 0.0
+    flops: float,
+    device: Device,
+    count: int,
+    *,
+    working: int | None = None,
+    price: float | None = None,
+    extra_flops: float = 0.0,
 ) -> Spending:
     """What so many FLOPs take.
 
     Args:
         flops: of training, which no program can leave out.
         device: where.
-        count: how many of it; each has the utilisation of one by itself.
+        count: how many of it are held.
+        working: how many of them have work, each with the utilisation of one by itself; None: all.
         price: of an hour of one device.
         extra_flops: what else is computed: validation, a teacher, activations a second time.
     """
-    floor = flops / (device.peak_flops * count) / 3600
-    whole = (flops + extra_flops) / (device.peak_flops * count) / 3600
+    rate = device.peak_flops * (count if working is None else working)
+    floor, whole = flops / rate / 3600, (flops + extra_flops) / rate / 3600
     used = device.utilisation
     hours = (whole / used.high, whole / used.likely, whole / used.low)
     energy = hours[1] * count * device.watts / 1000 if device.watts is not None else None
@@ -107,11 +114,12 @@ def judged(hours: float, device: Device, count: int, training: Training) -> Clai
         Refused: not even at their peak are the devices so fast; the line says what would do.
     """
     floor = training.tokens * training.flops_per_token / (device.peak_flops * count) / 3600
-    if floor > hours:
+    if floor > hours and device.bounds:
         raise Refused(_impossible(hours, device, count, training))
     share, used = floor / hours, device.utilisation
     usual = f"{used.low:.0%} to {used.high:.0%} are usual"
-    verdict = f"takes {share:.0%} of the peak" if share <= used.high else f"would take {share:.0%} of the peak"
+    peak = "the peak" if device.bounds else f"a rate that is no bound ({device.source})"
+    verdict = f"takes {share:.0%} of {peak}" if share <= used.high else f"would take {share:.0%} of {peak}"
     return Claim(hours, floor, share, f"{verdict}; {usual}")
 
 

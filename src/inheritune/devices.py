@@ -43,6 +43,8 @@ class Device:
     """Where peak, memory and power come from."""
     utilisation: Utilisation
     is_gpu: bool = True
+    bounds: bool = True
+    """Whether no program multiplies faster: true of a data sheet's peak, not of a rate that was stated or measured."""
 
     @property
     def usable_bytes(self) -> int:
@@ -144,4 +146,5 @@ def _cpu(dtype: str, memory_bytes: int) -> Device:
         f"(--device {MEASURED} is better)",
         utilisation=ON_CPUS[dtype],
         is_gpu=False,
+        bounds=False,
     )

@@ -252,10 +252,25 @@ def shared_steps(recipe: Recipe, prepared: Prepared, other: Prepared) -> int:
     wanted = planned_steps(recipe, prepared)
     data = dataclasses.replace(recipe.data, passes=recipe.compare.passes)
     found = planned_steps(dataclasses.replace(recipe, data=data), other)
-    if found < (1 - _STEPS_SHORT) * wanted:
-        what = f"{other.manifest['sets']['train']['tokens']:,} tokens in {recipe.compare.passes} passes"
-        raise Refused(f"compare: {what} are {found} steps, the target takes {wanted}; give more tokens or passes")
+    check_lasts(found, wanted, other.manifest["sets"]["train"]["tokens"], recipe.compare.passes)
     return min(found, wanted)
+
+
+def check_lasts(found: int, wanted: int, tokens: int, passes: int) -> None:
+    """Refuse other data of `compare` that is short of the target's steps by more than a hundredth.
+
+    Args:
+        found: steps that it lasts for.
+        wanted: the target's.
+        tokens: unique ones that it has.
+        passes: over them.
+
+    Raises:
+        Refused: it is.
+    """
+    if found < (1 - _STEPS_SHORT) * wanted:
+        what = f"{tokens:,} tokens in {passes} passes"
+        raise Refused(f"compare: {what} are {found} steps, the target takes {wanted}; give more tokens or passes")
 
 
 def check_other(prepared: Prepared, other: Prepared) -> None:

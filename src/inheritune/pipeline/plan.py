@@ -18,6 +18,7 @@ from inheritune.config import Recipe
 from inheritune.console import Console
 from inheritune.costs import Claim, Spending, Training, judged, spending
 from inheritune.devices import CPU, MEASURED, ON_CPUS, ON_GPUS, Device, named
+from inheritune.energy import rated_power
 from inheritune.errors import Refused
 from inheritune.growth import planned_depths
 from inheritune.hardware import available_memory_bytes, peak_flops
@@ -36,7 +37,7 @@ from inheritune.pipeline.planned_models import (
     reference_of,
 )
 from inheritune.pipeline.step_timing import Timing, timed
-from inheritune.planning import matrix_parameters
+from inheritune.planning import attention_flops_per_token
 from inheritune.probing import MOST_OF_A_COUNT
 from inheritune.reference import Reference
 
@@ -131,10 +132,14 @@ class _Planning:
     def record(self) -> Record:
         """The plan as plain values."""
         growth, trainings = None, self._trainings()
+        if self._working < self._asked.devices:
+            self._notes.append(
+                f"a step has {self._working} sequences, so that {self._working} of {self._asked.devices} devices work"
+            )
         if self._recipe.grow is not None:
             growth = self._growth(trainings)
         target = next(one for one in trainings if one.name == "target" or one.name.startswith("round"))
-        claim = self._claim(target)  # refused before anything takes long
+        claim = self._claim([one for one in trainings if one.name.startswith("round ")] or [target])
         fitting = self._fitting(largest(trainings))
         memory = None if self._quick else self._memory(fitting)
         timing = self._timing(target, memory) if memory is not None else None
@@ -158,6 +163,11 @@ class _Planning:
             "not_counted": NOT_COUNTED,
         }
 
+    @property
+    def _working(self) -> int:
+        """Devices that a step has a sequence for."""
+        return min(self._asked.devices, self._data.batch_sequences)
+
     def _trainings(self) -> list[Planned]:
         """Every model that is trained; of a growth every round, and the controls beside the deepest."""
         recipe, models = self._recipe, self._models
@@ -172,9 +182,18 @@ class _Planning:
         indices, note = indices_of(recipe, models.reference)
         self._notes += [note] if note is not None else []
         other = [models.of(models.target, indices, name="other-data")] if recipe.compare is not None else []
+        self._check_other()
         controls = [models.of(arm, indices) for arm in models.controls]
         probe = [models.probe(indices)] if surgery.is_probe(recipe.inherit.layers) else []
         return [*probe, models.of(models.target, indices), *other, *controls]
+
+    def _check_other(self) -> None:
+        """Refuse other data that is known to be too little, as a run would once it is prepared."""
+        other, data = self._recipe.compare, self._data
+        if other is not None and other.tokens is not None:
+            tokens = int(other.tokens)
+            found = dataclasses.replace(data, tokens=tokens).steps(other.passes, self._recipe.train.max_steps)
+            checks.check_lasts(found, self._models.steps, tokens, other.passes)
 
     def _round_indices(self, depth: int) -> Indices:
         assert self._models.reference is not None
@@ -234,7 +253,9 @@ class _Planning:
     def _spent(self, training: float, extra: float) -> Record:
         """FLOPs, and what they take on the devices."""
         asked = self._asked
-        found = spending(training, self._device, asked.devices, price=asked.price, extra_flops=extra)
+        found = spending(
+            training, self._device, asked.devices, working=self._working, price=asked.price, extra_flops=extra
+        )
         return {"training_flops": training, "other_flops": extra, **_spending(found)}
 
     def _described(self, planned: Planned) -> Record:
@@ -353,24 +374,42 @@ class _Planning:
                 "hours are a bound from below"
             )
 
-    def _claim(self, target: Planned) -> Claim | None:
-        """What becomes of the claim, if there is one."""
+    def _claim(self, targets: list[Planned]) -> Claim | None:
+        """What becomes of the claim, if there is one: before anything takes long.
+
+        Args:
+            targets: the target; of a growth its rounds, the first of which every growth trains.
+        """
         if self._asked.claim_hours is None:
             return None
-        per_token = self._arithmetic.per_token(target.model)
+        first = self._judged(targets[0])
+        if len(targets) == 1:
+            return first
+        last = first.utilisation * self._arithmetic.training(targets[-1]) / self._arithmetic.training(targets[0])
+        said = f"{first.verdict}, if the first round of {targets[0].layers} layers matches"
+        return dataclasses.replace(
+            first, verdict=f"{said}; {last:.0%} if it is the last, of {targets[-1].layers} layers, by itself"
+        )
+
+    def _judged(self, target: Planned) -> Claim:
+        """What becomes of the claim about one training."""
+        assert self._asked.claim_hours is not None
         training = Training(
             tokens=target.tokens,
             one_pass_tokens=self._data.seen(self._data.steps(1, None), 1) if self._data.tokens is not None else None,
-            flops_per_token=per_token,
-            attention_flops_per_token=per_token - 6.0 * matrix_parameters(target.model),
+            flops_per_token=self._arithmetic.per_token(target.model),
+            attention_flops_per_token=attention_flops_per_token(target.model, self._data.sequence_length),
         )
-        return judged(self._asked.claim_hours, self._device, self._asked.devices, training)
+        return judged(self._asked.claim_hours, self._device, self._working, training)
 
     def _disk(self, trainings: list[Planned]) -> Record:
         """What a run directory holds at most, in bytes; a growth's rounds drop their checkpoints once they are over."""
         train, data = self._recipe.train, self._data
         tokens = data.tokens if data.tokens is not None else data.seen(self._models.steps, 1)
         embedding = self._outlined.embedding_rows
+        other = self._recipe.compare
+        if other is not None and other.prepared is None:
+            tokens += int(other.tokens) if other.tokens is not None else tokens
         shards = (tokens + self._held_out.tokens) * (2 if embedding <= 2**16 else 4)
         dtype = _bytes_of(self._outlined.dtype)
         kept = [_checkpoint_bytes(one, self._recipe) for one in trainings]
@@ -413,16 +452,19 @@ def device_of(name: str, recipe: Recipe) -> Device:
     else:
         threads = torch.get_num_threads()
         title, memory = f"this CPU, {threads} thread{'s' if threads > 1 else ''}", available_memory_bytes(here)
+    power = rated_power(title if on_gpu else None, torch.get_num_threads())
     return Device(
         name=MEASURED,
         title=title,
         dtype=dtype,
         peak_flops=peak,
         memory_bytes=memory,
-        watts=None,
-        source="large matrix products, measured" if source == "measured" else source,
+        watts=power[0] if power is not None else None,
+        source=("large matrix products, measured" if source == "measured" else source)
+        + (f"; {power[0]:.4g} W, {power[1]}" if power is not None else ""),
         utilisation=ON_GPUS if on_gpu else ON_CPUS[dtype],
         is_gpu=on_gpu,
+        bounds=source != "measured",
     )
 
 

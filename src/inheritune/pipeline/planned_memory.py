@@ -1,7 +1,7 @@
 """Whether a training fits a device: its peak predicted by part, the most sequences at once, and what would make room.
 
 `memory.predicted` runs the step on tensors without values, which takes the longer the more layers there are. Their
-kinds repeat, so that two shallow models tell what a layer takes; micro-batches in between are interpolated.
+kinds repeat, so that a few shallow models tell what a layer of each takes; micro-batches in between are interpolated.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from transformers import PretrainedConfig
+from transformers import PreTrainedModel
 
 from inheritune import surgery
 from inheritune.config import TrainConfig
 from inheritune.devices import Device
+from inheritune.errors import Refused
 from inheritune.memory import Memory, predicted
 from inheritune.optimizer import host_bytes, moment_bytes, step_bytes
 from inheritune.parallel import is_compiled
 from inheritune.pipeline.planned_models import Planned
 from inheritune.planning import training_flops_per_token
-from inheritune.reference import block_list
+from inheritune.reference import LOADING_ERRORS, block_list, weightless
 
-_SHALLOW, _DEEPER = 2, 4
-"""Layers of the models that a deep one is extrapolated from: two of each kind where kinds take turns."""
+_SHALLOW, _MORE = 2, 2
+"""Layers of each kind in the shallowest model that a deep one is extrapolated from, and how many more in another."""
 _STATE_BYTES = 16
 """A parameter's float32 weight, gradient and moments; `parallel.sharded` reckons by it, too."""
 _AT_ONCE = 8
@@ -160,27 +161,29 @@ class Fitting:
             "shared_by": shares,
             "fits": fits,
             "largest_micro_batch_sequences": most,
-            "would_fit": [] if fits else self._mends(shares),
+            "would_fit": [] if fits else self._mends(shares, asked),
         }
 
-    def _mends(self, shares: int) -> list[dict[str, Any]]:
-        """Settings by which it fits, and how many devices that share the state would do."""
+    def _mends(self, shares: int, asked: int) -> list[dict[str, Any]]:
+        """Settings by which it fits, as `asked` sequences do not, and how many devices that share the state would."""
         found: list[dict[str, Any]] = []
         smaller = self.largest(self.train, shares=shares)
-        if smaller:
+        if 0 < smaller < asked:
             found.append({"train": {"micro_batch_sequences": smaller}})
         for changes in _ROOM:
             if shares > 1 and "optimizer" in changes:  # quantised moments cannot be shared
                 continue
             train = dataclasses.replace(self.train, **changes)
+            if train.optimizer == "adamw_8bit" and (train.offload_optimizer or train.parallel == "fsdp"):
+                continue
             most = self.largest(train, shares=shares)
             if most and train != self.train:
                 found.append({"train": changes | {"micro_batch_sequences": min(most, self.micro_batch)}})
         devices = self._devices_enough()
         if devices is not None and devices > shares:
-            found.append(
-                {"devices": devices, "train": _CHECKPOINTING | {"parallel": "fsdp", "micro_batch_sequences": 1}}
-            )
+            plain = {"optimizer": "adamw"} if self.train.optimizer != "adamw" else {}
+            changes = _CHECKPOINTING | {"parallel": "fsdp", "micro_batch_sequences": 1} | plain
+            found.append({"devices": devices, "train": changes})
         return found
 
     def _devices_enough(self) -> int | None:
@@ -214,9 +217,8 @@ class Fitting:
                 offload_optimizer=False,
             )
             self._seen[key] = extrapolated(
-                self.planned.model.config,
+                self.planned.model,
                 train,
-                layers=self.planned.layers,
                 sequence_length=self.sequence_length,
                 micro_batch=micro_batch,
                 dtype=getattr(torch, self.device.dtype),
@@ -228,26 +230,56 @@ class Fitting:
         return self._seen[key]
 
 
-def extrapolated(config: PretrainedConfig, train: TrainConfig, *, layers: int, **settings: Any) -> Memory:
-    """`memory.predicted`, for a deep model from two shallow ones of its first layers, part by part.
+def extrapolated(model: PreTrainedModel, train: TrainConfig, *, trust_remote_code: bool, **settings: Any) -> Memory:
+    """`memory.predicted`, for a deep model from shallow ones of some of its layers, part by part.
+
+    Of each kind of layers two are in the shallowest model, and two more in another; what these add is counted for all
+    of their kind. Where gradients do not accumulate the model is predicted as it is: the peak may then be at the end of
+    the forward pass of a shallow one, and at that of the backward pass of a deep one, or the reverse.
 
     Args:
-        config: of the model.
+        model: on the meta device.
         train: how it is trained.
-        layers: that it has.
-        settings: further arguments of `memory.predicted`.
+        trust_remote_code: whether code that comes with its config may be run.
+        settings: further arguments of `memory.predicted`, `micro_batch` among them.
 
     Raises:
         Refused: it cannot be predicted.
     """
-    if layers <= _DEEPER:
-        return predicted(copy.deepcopy(config), train, **settings)
-    shallow, deeper = (
-        predicted(surgery.cut_config(config, tuple(range(count))), train, **settings) for count in (_SHALLOW, _DEEPER)
-    )
 
-    def at_depth(name: str) -> int:
-        one, other = getattr(shallow, name), getattr(deeper, name)
-        return int(one + (layers - _SHALLOW) * (other - one) / (_DEEPER - _SHALLOW))
+    def needed(indices: tuple[int, ...]) -> Memory | None:
+        """Of a model of these layers; None where no config says what they are."""
+        try:
+            config = surgery.cut_config(model.config, indices)
+            found = surgery.forms(weightless(config, trust_remote_code=trust_remote_code))
+        except (Refused, StopIteration, *LOADING_ERRORS):
+            return None
+        if found != [forms[index] for index in indices]:
+            return None
+        return predicted(config, train, trust_remote_code=trust_remote_code, **settings)
 
-    return Memory(**{one.name: at_depth(one.name) for one in dataclasses.fields(Memory)})
+    forms = surgery.forms(model)
+    by_kind = [[layer for layer, form in enumerate(forms) if form == kind] for kind in dict.fromkeys(forms)]
+    shallow = [layer for layers in by_kind for layer in layers[:_SHALLOW]]
+    growing = [layers[_SHALLOW:] for layers in by_kind if len(layers) > _SHALLOW]
+    models = [sorted(shallow), *(sorted([*shallow, *more[:_MORE]]) for more in growing)]
+    if train.batch_sequences > settings["micro_batch"] and sum(map(len, models)) < len(forms):
+        known = []
+        for layers in models:
+            if (found := needed(tuple(layers))) is None:
+                break
+            known.append(found)
+        else:
+            counts = [len(more) / min(len(more), _MORE) for more in growing]
+            return _at_depth(known[0], list(zip(known[1:], counts, strict=True)))
+    return predicted(copy.deepcopy(model.config), train, trust_remote_code=trust_remote_code, **settings)
+
+
+def _at_depth(shallow: Memory, deeper: list[tuple[Memory, float]]) -> Memory:
+    """A shallow model's memory, and so often what each deeper one takes beyond it."""
+
+    def part(name: str) -> int:
+        base = getattr(shallow, name)
+        return int(base + sum(times * (getattr(one, name) - base) for one, times in deeper))
+
+    return Memory(**{one.name: part(one.name) for one in dataclasses.fields(Memory)})

@@ -253,7 +253,12 @@ def reference_of(recipe: Recipe, prepared: Prepared | None, *, fetch: bool) -> t
     """
     if recipe.reference is not None:
         found, origin = references.outline(
-            recipe.reference, recipe.revision, recipe.trust_remote_code, recipe.reference_file, fetch=fetch
+            recipe.reference,
+            recipe.revision,
+            recipe.trust_remote_code,
+            recipe.reference_file,
+            recipe.reference_dtype,
+            fetch=fetch,
         )
         references.check_sequence_length(found, recipe.data.sequence_length)
         return found, origin

@@ -166,8 +166,7 @@ def find(
     """
     found = _locate(reference, revision, trust_remote_code, reference_file)
     reference, path, commit = found.source, found.path, found.commit
-    if reference_dtype is not None and not path.is_file():
-        raise Refused(f"{reference}: reference_dtype: no GGUF file; its weights stay as they are, so leave this out")
+    check_dtype(reference, path, reference_dtype)
     gguf = dequantised(reference, path, getattr(torch, reference_dtype or "float32")) if path.is_file() else None
     if gguf is not None:
         path = gguf.path
@@ -202,6 +201,18 @@ def find(
     if tokenizer is not None:
         check_vocabulary(described, max(tokenizer.get_vocab().values(), default=-1) + 1)
     return described
+
+
+def check_dtype(reference: str, path: Path | None, reference_dtype: str | None) -> None:
+    """Refuse a dtype to dequantise to, where there is nothing quantised.
+
+    Args:
+        reference: what errors call it.
+        path: where it is; None for a hub id that names no file.
+        reference_dtype: the recipe's.
+    """
+    if reference_dtype is not None and not (path is not None and path.is_file()):
+        raise Refused(f"{reference}: reference_dtype: no GGUF file; its weights stay as they are, so leave this out")
 
 
 def load(reference: Reference, dtype: torch.dtype | None = None) -> PreTrainedModel:

@@ -7,12 +7,20 @@ from importlib import resources
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
 from huggingface_hub import snapshot_download
 from transformers import PretrainedConfig
 
 from inheritune.errors import Refused
 from inheritune.reference.dequantising import config_in
-from inheritune.reference.finding import Reference, checked_config, checked_file, local_place, skeleton_of
+from inheritune.reference.finding import (
+    Reference,
+    check_dtype,
+    checked_config,
+    checked_file,
+    local_place,
+    skeleton_of,
+)
 from inheritune.reference.structure import dimensions
 from inheritune.reference.weights import one_line
 
@@ -25,6 +33,7 @@ def outline(
     revision: str | None = None,
     trust_remote_code: bool = False,
     reference_file: str | None = None,
+    reference_dtype: str | None = None,
     *,
     fetch: bool = True,
 ) -> tuple[Reference, str]:
@@ -38,6 +47,7 @@ def outline(
         revision: of a hub id: branch, tag or commit.
         trust_remote_code: whether code that comes with it may be run.
         reference_file: of a hub id or a directory: the GGUF file in it that is the reference.
+        reference_dtype: of a GGUF file: what it is to be dequantised to, "float32" (None) or "bfloat16".
         fetch: whether the hub may be asked.
 
     Raises:
@@ -45,13 +55,19 @@ def outline(
     """
     place = local_place(reference, revision, reference_file)
     if place is not None:
-        path, origin = place.path, str(place.path)
-        config = config_in(place.source, path) if path.is_file() else checked_config(reference, path, trust_remote_code)
+        source, path, origin = place.source, place.path, str(place.path)
     elif reference_file is not None:
-        path, origin = _cached_file(reference, revision, reference_file), "the hub's cache"
-        config = config_in(reference, path)
+        source, path, origin = reference, _cached_file(reference, revision, reference_file), "the hub's cache"
     else:
+        check_dtype(reference, None, reference_dtype)
         path, config, origin = _of_hub(reference, revision, trust_remote_code, fetch)
+        return outlined(reference, path, config, trust_remote_code), origin
+    check_dtype(source, path, reference_dtype)
+    if path.is_file():
+        config = config_in(source, path)
+        config.dtype = getattr(torch, reference_dtype or "float32")
+    else:
+        config = checked_config(reference, path, trust_remote_code)
     return outlined(reference, path, config, trust_remote_code), origin
 
 

@@ -14,7 +14,7 @@ Inside, the layers kept are always a tuple of indices into the reference's block
 accounted for and proven in the same way. The reference is never changed, and only what is kept is read.
 """
 
-from inheritune.surgery.configs import cut_config, fitting_config
+from inheritune.surgery.configs import cut_config, fitting_config, forms
 from inheritune.surgery.cut import Cut, TensorRecord, account, lineage, plan_cut
 from inheritune.surgery.directory import check_free, inherit
 from inheritune.surgery.growing import grow
@@ -33,6 +33,7 @@ __all__ = [
     "check_free",
     "cut_config",
     "fitting_config",
+    "forms",
     "grow",
     "half_width",
     "half_width_config",

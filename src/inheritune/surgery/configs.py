@@ -94,6 +94,33 @@ def kinds(model: PreTrainedModel) -> list[_Kind]:
     ]
 
 
+def forms(model: PreTrainedModel) -> list[str]:
+    """What each block of a model is, as text: two are of the same kind where it is the same.
+
+    Its own index, and lists with an entry a layer, are left out; of a share, such as a dropout's, only whether it is
+    nothing is told.
+    """
+    found = kinds(model)
+    return [repr(_by_form(kind, len(found))) for kind in found]
+
+
+def _by_form(kind: _Kind, total: int) -> list[Any]:
+    """What a block is, without what differs between any two."""
+    return [
+        (path, name, sorted(shapes.items()), sorted(_formal(settings, total).items()))
+        for path, (name, settings, shapes) in sorted(kind.items())
+    ]
+
+
+def _formal(settings: dict[str, Any], total: int) -> dict[str, Any]:
+    """A module's settings without its index and lists with an entry a layer; a share is whether there is any."""
+    return {
+        name: bool(value) if isinstance(value, float) else value
+        for name, value in settings.items()
+        if not _is_index(name, value) and not (isinstance(value, list | tuple) and len(value) == total)
+    }
+
+
 def _with(config: PretrainedConfig, indices: Indices, values: dict[str, Any]) -> PretrainedConfig:
     """A copy of a config with so many layers and these values, as it will be when it is read back from its file."""
     cut = copy.deepcopy(config)

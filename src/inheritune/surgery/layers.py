@@ -62,7 +62,7 @@ def measured(layers: int | str, total: int) -> tuple[str, int]:
 
 def is_probe(layers: int | str) -> bool:
     """Whether a word has its layers chosen by training: `probe:N`."""
-    return str(layers).strip().startswith(f"{PROBE}:")
+    return re.sub(r"\s+", "", str(layers)).startswith(f"{PROBE}:")
 
 
 def spelled(indices: Indices) -> str:
