@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import random
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +18,10 @@ import pytest
 import yaml
 from rich.console import Console as RichConsole
 
-from inheritune import cli, pipeline, recipe as recipes, surgery
+from inheritune import cli, layerwise, pipeline, recipe as recipes, surgery
 from inheritune.console import Console
 from inheritune.depth import (
+    Behind,
     Budget,
     Contender,
     behind_by,
@@ -27,12 +30,12 @@ from inheritune.depth import (
     recommend,
     runs,
 )
-from inheritune.errors import Refused
+from inheritune.errors import Failed, Refused
 from inheritune.pipeline.depth_layers import show_layers
 from inheritune.probing import Candidate, Rung, least_tokens_by_depth, rungs_by_depth
 from inheritune.reference import find
 from inheritune.report import candidates_table, depth_svg, layers_table
-from inheritune.run_directory import read_json, read_jsonl
+from inheritune.run_directory import read_json, read_jsonl, write_json
 from inheritune.tokens import Prepared
 
 TOKENS = np.full(40, 50.0)
@@ -122,6 +125,26 @@ def test_equal_tokens_are_said_to_choose_otherwise() -> None:
     assert name == "first:2"
     assert "At equal tokens first:4 is ahead of it, 4.000 to 4.250" in said
     assert "At equal tokens it is the best, too" in recommended(four, contender("first:2", (0, 1), [9.0, 9.0]))[1]
+
+
+def test_equal_tokens_are_compared_among_all_of_the_last_round() -> None:
+    four = contender("first:4", (0, 1, 2, 3), [5.0, 4.0], [5.0, 4.0])
+    second = contender("first:3+last:1", (0, 1, 2, 7), [5.0, 4.1], [5.0, 3.9])
+    name, said = recommended(four, second, contender("first:2", (0, 1), [9.0, 9.0]))
+    assert name == "first:4"
+    assert "At equal tokens first:3+last:1 is ahead of it, 3.900 to 4.000" in said
+
+
+def test_a_lead_that_was_lost_is_said_to_go_on_shrinking() -> None:
+    four = contender("first:4", (0, 1, 2, 3), [5.0, 4.0])
+    two = contender("first:2", (0, 1), [4.9, 4.01], spread=0.5)
+    name, said = recommended(four, two)
+    assert name == "first:2"
+    assert "it is behind by now, and a longer training may widen that" in said
+
+
+def test_what_is_not_finite_is_told_apart() -> None:
+    assert Behind(1.0, math.nan, math.nan).resolved
 
 
 def test_what_diverged_is_not_taken() -> None:
@@ -370,6 +393,44 @@ def test_killed_it_goes_on(answered: tuple[Path, str], llama_directory: Path, sh
         pipeline.choose_depth(
             str(llama_directory), shards, out=out, console=Kept(), **{**SETTINGS, "learning_rate": 0.1}, **BUDGET
         )
+    write_json(out / "asked.json", read_json(out / "asked.json") | {"device": "cuda, bfloat16"})
+    with pytest.raises(Refused, match=r"begun with another device \(cuda, bfloat16 there, cpu, [a-z]+[0-9]+ here\)"):
+        answer(Kept())
+
+
+def test_losses_that_were_lost_are_asked_for(
+    answered: tuple[Path, str], llama_directory: Path, shards: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(answered[0], out)
+    (out / "depth.json").unlink()
+    best = read_json(answered[0] / "depth.json")["recommended"]["lowest_loss"]
+    (out / "losses" / f"{best.replace(':', '-')}.json").unlink()
+    with pytest.raises(Failed, match=f"lacks those of {re.escape(best)}.*delete"):
+        pipeline.choose_depth(str(llama_directory), shards, out=out, console=Kept(), **SETTINGS, **BUDGET)
+    (out / "asked.json").write_text("{")
+    with pytest.raises(Refused, match=r"asked\.json: damaged; restore it, or choose another"):
+        pipeline.choose_depth(str(llama_directory), shards, out=out, console=Kept(), **SETTINGS, **BUDGET)
+
+
+def test_attention_that_is_not_finite_leaves_the_rest(
+    llama_directory: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: Any, **__: Any) -> Any:
+        raise Failed("block 1: attention is not finite")
+
+    monkeypatch.setattr(layerwise, "measure_degeneracy", lost)
+    settings = {**SETTINGS, "probe_tokens": 0}
+    record = pipeline.choose_depth(str(llama_directory), shards, out=tmp_path / "out", console=Kept(), **settings)
+    assert record["layers"]["no_degeneracy"] == "block 1: attention is not finite"
+    assert record["recommended"]["layers"]
+
+
+def test_one_that_was_killed_as_it_began_is_begun_anew(llama_directory: Path, shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".asked.json.123.tmp").write_text("{")
+    settings = {**SETTINGS, "probe_tokens": 0}
+    assert pipeline.choose_depth(str(llama_directory), shards, out=tmp_path / "out", console=Kept(), **settings)
 
 
 def test_without_training_choices_are_measured_alone(llama_directory: Path, shards: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -227,6 +228,38 @@ def test_it_goes_on_where_it_was_killed(tmp_path: Path, data: Prepared, told: in
     resumed = probe_of(tmp_path / "killed", data, report=report)
     assert without_times(resumed.run()) == without_times(straight)
     assert len(lines) == len(set(lines)) == 10, "no rung of a candidate is trained twice"
+
+
+def test_a_record_that_was_lost_comes_out_the_same(tmp_path: Path, data: Prepared) -> None:
+    straight = probe_of(tmp_path / "straight", data).run()
+    told: list[str] = []
+
+    def report(line: str) -> None:
+        told.extend([line] if "nats a token" in line else [])
+        if len(told) == 9:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        probe_of(tmp_path / "killed", data, report=report).run()
+    (tmp_path / "killed" / "probe.json").unlink()  # weights of the last rung are still there
+    again = probe_of(tmp_path / "killed", data).run()
+    losses = [{one["name"]: one["losses"] for one in record["candidates"]} for record in (straight, again)]
+    assert losses[0] == losses[1]
+
+
+def test_every_training_is_told_when_it_is_over(tmp_path: Path, data: Prepared) -> None:
+    over: list[None] = []
+
+    def start(candidate: Candidate) -> LlamaForCausalLM:
+        started = model(candidate.layers[0])
+        if candidate.name == "two":
+            with torch.no_grad():
+                started.model.norm.weight.fill_(math.nan)
+        return started
+
+    record = probe_of(tmp_path / "probe", data, start=start, over=lambda: over.append(None)).run()
+    assert {one["name"]: one["losses"][0] for one in record["candidates"]}["two"] is None
+    assert len(over) == 5 + 3 + 2
 
 
 def test_a_candidate_that_diverges_is_the_last(tmp_path: Path, data: Prepared) -> None:

@@ -83,7 +83,7 @@ class Behind:
     @property
     def resolved(self) -> bool:
         """Whether the documents tell it from nothing."""
-        return self.low is None or self.low > 0
+        return self.low is None or not self.low <= 0  # what is not finite is told apart, too
 
     def __str__(self) -> str:
         if self.low is None:
@@ -141,7 +141,7 @@ def recommend(
             break
     why += _against_others(chosen, best, finalists, document_tokens)
     why += _among_its_own(chosen, contenders)
-    why += _at_equal_tokens(chosen, finalists)
+    why += _at_equal_tokens(chosen, [one for one in contenders if len(one.losses) == rungs])
     why += _tendency(chosen, finalists, contenders, rungs)
     return Recommendation(chosen, best, (_extent(chosen, most, of_layers), *why))
 
@@ -220,9 +220,9 @@ def _among_its_own(chosen: Contender, contenders: Sequence[Contender]) -> list[s
     return [f"Of the same number of layers {prefix.name} was behind by {loss - own:.3f} nats a token in rung {rung}."]
 
 
-def _at_equal_tokens(chosen: Contender, finalists: Sequence[Contender]) -> list[str]:
-    """Whether equal tokens would choose otherwise."""
-    measured = {one.name: one.equal_tokens[-1] for one in finalists if one.equal_tokens}
+def _at_equal_tokens(chosen: Contender, last_round: Sequence[Contender]) -> list[str]:
+    """Whether equal tokens would choose otherwise, of all that took part in the last round."""
+    measured = {one.name: one.equal_tokens[-1] for one in last_round if one.equal_tokens}
     finite = {name: loss for name, loss in measured.items() if loss is not None}
     own = finite.get(chosen.name)
     if own is None or len(finite) < 2:
@@ -253,7 +253,9 @@ def _tendency(
         f"From the first rung to the last its lead on n = {others[0].depth} went from {leads[0]:.3f} to "
         f"{leads[1]:.3f} nats a token"
     )
-    return [f"{said}: a longer training may turn it." if 0 < leads[1] < leads[0] else f"{said}."]
+    shrinking = "it is behind by now, and a longer training may widen that" if leads[1] <= 0 else ""
+    shrinking = shrinking or "a longer training may turn it"
+    return [f"{said}: {shrinking}." if leads[1] < leads[0] else f"{said}."]
 
 
 def _best_at(contenders: Sequence[Contender], depth: int, rung: int) -> float:

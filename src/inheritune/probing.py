@@ -180,6 +180,8 @@ class Probe:
     number of layers halves its own. None: equal tokens, and all are halved together."""
     climbed: Callable[[Candidate, PreTrainedModel, int], None] = lambda _candidate, _model, _rungs: None
     """Told a candidate with its model, trained in float32, at the end of each of its rungs, and how many these are."""
+    over: Callable[[], None] = lambda: None
+    """Told when one more training is over, also one that diverged."""
 
     def run(self) -> Record:
         """Train, halve, and say which candidate is best; with several ranks a collective call.
@@ -284,18 +286,36 @@ class Probe:
             trained, lost = trainer.trained(), True
         costs |= {name: getattr(trained, name) for name in ("steps", "tokens", "flops", "seconds")}
         costs["consumption"] = trained.consumption.record()
-        return self.world.on_main(lambda: self._noted(candidate, costs, done, climbed, lost=lost))
+        # of one whose record was lost, and whose weights are further than that, too
+        until = min(costs["steps"], config.max_steps or costs["steps"])
+        noted = self.world.on_main(lambda: self._noted(candidate, costs, done, climbed, until=None if lost else until))
+        self.over()
+        return noted
 
     def _noted(
-        self, candidate: Candidate, costs: Record, done: dict[str, Record], climbed: Sequence[Rung], *, lost: bool
+        self,
+        candidate: Candidate,
+        costs: Record,
+        done: dict[str, Record],
+        climbed: Sequence[Rung],
+        *,
+        until: int | None,
     ) -> Record:
-        """Read a candidate's losses from its metrics, and write them down before its checkpoints may go."""
+        """Read a candidate's losses from its metrics, and write them down before its checkpoints may go.
+
+        Args:
+            candidate: that was trained.
+            costs: what it took.
+            done: what is known of each candidate.
+            climbed: the rungs so far.
+            until: the step at the end of the last of them; None where it diverged before.
+        """
         measured = {
             one["step"]: one["losses"][_JUDGED_BY]
             for one in read_jsonl(self.directory / folder(candidate) / "metrics.jsonl")
             if one.get("kind") == "validation"
         }
-        loss = None if lost else _finite(measured[max(measured)])
+        loss = None if until is None else _finite(measured[until])
         before = done[candidate.name]
         entry = {**before, **costs, "untrained": _finite(measured[0]), "losses": [*before["losses"], loss]}
         if self.flops_per_token is not None:

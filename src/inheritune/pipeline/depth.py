@@ -14,7 +14,8 @@ from inheritune.config import TrainConfig
 from inheritune.console import Console
 from inheritune.depth import Budget, Contender, Recommendation, recommend, runs
 from inheritune.distributed import World, single
-from inheritune.errors import Refused
+from inheritune.errors import Failed, Refused
+from inheritune.parallel import compute_dtype
 from inheritune.pipeline.checks import check_can_be_made
 from inheritune.pipeline.depth_asked import BATCH_SEQUENCES, Asked, Choice, check_numbers, developed_shards, taken
 from inheritune.pipeline.depth_layers import measured_layers, show_layers
@@ -82,7 +83,14 @@ def choose_depth(
     world, console = single(), console or Console()
     name = re.sub(r"[^\w.-]+", "-", reference.rstrip("/").rpartition("/")[2].rpartition(":")[2])
     directory = out if out is not None else Path("runs") / f"depth-{name}"
-    check_numbers(max_parameters, max_memory, probe_tokens, batch_sequences, learning_rate)
+    check_numbers(
+        learning_rate,
+        max_parameters=max_parameters,
+        max_memory=max_memory,
+        probe_tokens=probe_tokens,
+        sequence_length=sequence_length,
+        batch_sequences=batch_sequences,
+    )
     if directory.exists() and not directory.is_dir():
         raise Refused(f"{directory}: a file, not a directory; choose another --out")
     check_can_be_made(directory)
@@ -90,7 +98,8 @@ def choose_depth(
     if found.layers < 2:
         raise Refused(f"{reference}: has 1 layer, so there is no number of layers to choose")
     prepared = developed_shards(data, found)
-    length = sequence_length or min(_SEQUENCE_LENGTH, found.max_positions or _SEQUENCE_LENGTH)
+    length = min(_SEQUENCE_LENGTH, found.max_positions or _SEQUENCE_LENGTH)
+    length = length if sequence_length is None else sequence_length
     references.check_sequence_length(found, length)
     train = TrainConfig(
         batch_sequences=batch_sequences,
@@ -98,7 +107,9 @@ def choose_depth(
         learning_rate=learning_rate,
         seed=seed,
     )
-    asked = Asked(found, prepared, train, Budget(max_parameters, max_memory), probe_tokens, length)
+    dtype = str(compute_dtype(train.compute_dtype, world.device)).removeprefix("torch.")
+    device = f"{world.device.type}, {dtype}"
+    asked = Asked(found, prepared, train, Budget(max_parameters, max_memory), probe_tokens, length, device)
     most = asked.most_layers(world)
     asked.check_tokens(most)
     with taken(directory, asked.record()):
@@ -165,6 +176,11 @@ class _Study:
     def _contender(self, entry: Record, rungs: int) -> Contender:
         candidate = Candidate(entry["name"], tuple(entry["layers"]))
         last = rungs and len(entry["losses"]) == rungs and entry["losses"][-1] is not None
+        if last and not self._trials.are_noted(candidate):
+            raise Failed(
+                f"{self._directory}: losses/ lacks those of {candidate.name}, and its weights are gone; delete "
+                f"{self._directory / 'probe'}, and the same command probes again"
+            )
         return Contender(
             name=candidate.name,
             layers=candidate.layers,

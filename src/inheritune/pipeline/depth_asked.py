@@ -16,14 +16,14 @@ from inheritune import surgery
 from inheritune.config import TrainConfig
 from inheritune.depth import Budget, depths_to_try
 from inheritune.distributed import World
-from inheritune.errors import Refused
+from inheritune.errors import Failed, Refused
 from inheritune.memory import predicted
 from inheritune.parallel import compute_dtype
 from inheritune.pipeline.checks import no_empty_parents
 from inheritune.pipeline.direct import prepared_shards
 from inheritune.planning import training_flops_per_token
 from inheritune.probing import Candidate, candidates, least_tokens_by_depth
-from inheritune.reference import Reference
+from inheritune.reference import Reference, prefix_parameters
 from inheritune.run_directory import clear, lock, read_json, write_json
 from inheritune.tokens import Prepared, TokenSet
 
@@ -57,6 +57,8 @@ class Asked:
     budget: Budget
     probe_tokens: int
     sequence_length: int
+    device: str
+    """The kind of device, and the dtype of products there: what was measured on one does not go with another's."""
     memory_of: dict[str, int | None] = dataclasses.field(default_factory=dict)
     """What was predicted, by the config."""
 
@@ -83,6 +85,7 @@ class Asked:
             "batch_sequences": self.train.batch_sequences,
             "learning_rate": self.train.peak_learning_rate,
             "seed": self.train.seed,
+            "device": self.device,
         }
 
     def choice(self, candidate: Candidate, world: World) -> Choice:
@@ -134,7 +137,11 @@ class Asked:
     def _fits(self, count: int, world: World) -> bool:
         """Whether the first so many layers are within the budget; memory is predicted only where it is bounded."""
         if self.budget.memory_bytes is None:
-            return self.budget.allows(surgery.plan_cut(self.reference, tuple(range(count))).parameters, None)
+            try:
+                parameters = surgery.plan_cut(self.reference, tuple(range(count))).parameters
+            except Refused:  # these very layers cannot be cut; more of them, or others as many, may be
+                parameters = prefix_parameters(self.reference.skeleton)[count - 1]
+            return self.budget.allows(parameters, None)
         one = self.choice(_prefix(count), world)
         return self.budget.allows(one.parameters, one.memory_bytes)
 
@@ -173,18 +180,22 @@ def _prefix(count: int) -> Candidate:
     return Candidate(f"first:{count}", tuple(range(count)))
 
 
-def check_numbers(
-    max_parameters: int | None, max_memory: int | None, probe_tokens: int, batch_sequences: int, learning_rate: float
-) -> None:
+_LEAST = {"max_parameters": 1, "max_memory": 1, "probe_tokens": 0, "sequence_length": 2, "batch_sequences": 1}
+
+
+def check_numbers(learning_rate: float, **numbers: int | None) -> None:
     """Refuse numbers of which nothing can come.
+
+    Args:
+        learning_rate: of the probe.
+        numbers: others, by the names of `choose_depth`; None where there is none.
 
     Raises:
         Refused: one is out of its range.
     """
-    least = {"max_parameters": (max_parameters, 1), "max_memory": (max_memory, 1), "probe_tokens": (probe_tokens, 0)}
-    for name, (value, bound) in {**least, "batch_sequences": (batch_sequences, 1)}.items():
-        if value is not None and value < bound:
-            raise Refused(f"depth: --{name} must be {bound} or more, not {value}")
+    for name, value in numbers.items():
+        if value is not None and value < _LEAST[name]:
+            raise Refused(f"depth: --{name} must be {_LEAST[name]} or more, not {value}")
     if not 0 < learning_rate < math.inf:
         raise Refused(f"depth: --learning_rate must be above 0, not {learning_rate:g}")
 
@@ -226,9 +237,12 @@ def _check_begun(directory: Path, record: Record) -> bool:
     """Whether nothing was begun in a directory."""
     another = "choose another --out"
     names = {entry.name for entry in directory.iterdir()} if directory.is_dir() else set()
-    if names <= {".lock"}:
-        return True
-    held = read_json(directory / _ASKED) if _ASKED in names else None
+    if all(name == ".lock" or (name.startswith(f".{_ASKED}.") and name.endswith(".tmp")) for name in names):
+        return True  # of one that was killed as it began, too
+    try:
+        held = read_json(directory / _ASKED) if _ASKED in names else None
+    except Failed as error:
+        raise Refused(f"{directory / _ASKED}: damaged; restore it, or {another}") from error
     if not isinstance(held, dict):
         raise Refused(f"{directory}: not empty, and nothing that `inheritune depth` began; {another}")
     for key, value in record.items():

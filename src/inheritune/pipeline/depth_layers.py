@@ -11,7 +11,7 @@ from inheritune import layerwise, reference as references, surgery
 from inheritune.console import Console
 from inheritune.depth import depths_to_try
 from inheritune.distributed import World
-from inheritune.errors import Refused
+from inheritune.errors import Failed, Refused
 from inheritune.pipeline import layer_choice
 from inheritune.pipeline.depth_asked import BATCH_SEQUENCES, Asked
 from inheritune.pipeline.direct import SCAN_POSITIONS
@@ -81,10 +81,10 @@ def _degeneracy(asked: Asked, model: PreTrainedModel, dtype: torch.dtype, consol
 
     try:
         own = measured(model, None, "reference")
-    except Refused as error:
+        fresh = layerwise.untrained(model, asked.train.seed, trust_remote_code=asked.reference.trust_remote_code)
+        return {"degeneracy": own, "untrained": measured(fresh, asked.train.seed, "untrained network")}
+    except (Refused, Failed) as error:  # it is shown, and nothing else depends on it
         return {"degeneracy": None, "untrained": None, "no_degeneracy": str(error)}
-    fresh = layerwise.untrained(model, asked.train.seed, trust_remote_code=asked.reference.trust_remote_code)
-    return {"degeneracy": own, "untrained": measured(fresh, asked.train.seed, "untrained network")}
 
 
 def show_layers(layers: Record, console: Console) -> None:

@@ -21,7 +21,7 @@ from inheritune.errors import Refused
 from inheritune.hardware import peak_flops
 from inheritune.parallel import compute_dtype, place
 from inheritune.pipeline.depth_asked import BATCH_SEQUENCES, Asked, Choice
-from inheritune.probing import Candidate, Probe, Rung, candidates, folder
+from inheritune.probing import Candidate, Probe, Rung, candidates, folder, least_tokens_by_depth
 from inheritune.run_directory import read_json, write_json
 from inheritune.tokens import TrainingBlocks
 from inheritune.validation import SetLosses, measure
@@ -115,12 +115,14 @@ class Trials:
         asked, console = self._asked, self._console
         flops = {one.candidate.name: one.flops_per_token for one in choices}
         dearest, cheapest = max(flops.values()), min(flops.values())
+        # where choices could not be cut, those left may need more than all would have (of 1, 3, 3: 12; of 3, 3: 14)
+        least = least_tokens_by_depth([len(one.candidate.layers) for one in choices], asked.step_tokens)
         clock = _Clock(dearest * asked.step_tokens, console.line)
         probe = Probe(
             candidates=[one.candidate for one in choices],
             prepared=asked.prepared,
             config=asked.train,
-            tokens=asked.probe_tokens,
+            tokens=max(asked.probe_tokens, least),
             directory=self._directory / "probe",
             sequence_length=asked.sequence_length,
             passes=1,
@@ -137,13 +139,16 @@ class Trials:
         def climbed(candidate: Candidate, model: PreTrainedModel, rungs: int) -> None:
             if rungs == len(planned):
                 self._measure(candidate, model)
-            clock.tick()
 
-        probe = dataclasses.replace(probe, passes=passes, climbed=climbed)
+        probe = dataclasses.replace(probe, passes=passes, climbed=climbed, over=clock.tick)
         console.stage(f"Probing {len(choices)} choices of {', '.join(map(str, _depths(choices)))} layers")
         self._say_cost(planned, longest, passes, dearest)
         clock.begin(planned, read_json(self._directory / "probe" / "probe.json"))
         return probe.run()
+
+    def are_noted(self, candidate: Candidate) -> bool:
+        """Whether losses by document were noted."""
+        return self._path(candidate).exists()
 
     def losses(self, candidate: Candidate) -> SetLosses:
         """Losses by document as they were noted; infinite where they were not finite, or the training diverged."""
