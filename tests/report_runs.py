@@ -81,7 +81,7 @@ def plan() -> dict[str, Any]:
     training = {"steps": 1000, "tokens": 4_096_000, "training_flops": 1.1e15, "hours": hours}
     return {
         "device": {"title": "this CPU", "count": 1},
-        "memory": {"model": "target", "total_bytes": 2.5 * 2**30},
+        "state_bytes": 2.5 * 2**30,
         "models": [{"name": "target", **training}, {"name": "random", **training}, {"name": "stack", **training}],
     }
 

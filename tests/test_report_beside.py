@@ -169,6 +169,7 @@ def test_bad_input_is_one_line_and_writes_nothing(
 def test_tables_and_figures_by_flags(two: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     flags = ["--markdown", "--latex", "--svg", "--pdf"]
+    change(two[0], differences={"random": {"value": 0.8, "low": 0.7, "high": 0.9, "documents": 9, "set": "held-out"}})
     assert main(["report", str(two[0]), "--out", str(out), *flags]) == 0
     printed = capsys.readouterr().out
     curves = [f"curves-{unit}.{kind}" for unit in ("tokens", "steps", "flops", "hours") for kind in ("svg", "pdf")]
@@ -178,6 +179,8 @@ def test_tables_and_figures_by_flags(two: list[Path], tmp_path: Path, capsys: py
     assert (out / "curves-tokens.svg").read_bytes() == (out / "curves.svg").read_bytes()
     markdown = (out / "report.md").read_text(encoding="utf-8")
     assert "| Loss, held-out (nats a token) | 2.412 | 9.872 | 2.700 | 3.391 |" in markdown
+    for title in ("Target against each control", "Table 4", "Attention by layer", "The plan against what happened"):
+        assert f"**{title}**" in markdown
     assert "\\<b\\>" in markdown
     assert "<b>" not in markdown
     assert "\\begin{tabular}" in (out / "report.tex").read_text(encoding="utf-8")

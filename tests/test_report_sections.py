@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def test_the_page_says_all_that_the_records_hold(run: Path) -> None:
         "Kept: layers 0–1, 6–7, counted from 0, chosen by short trainings.",
         "Attention by layer",
         "The plan against what happened",
-        "planned 2.50 GiB; seen 3.00 GiB",
+        "the largest model that is trained: 2.50 GiB; at the peak of a step 3.00 GiB were in use",
         "git checkout 0123abc && make setup",
         f"inheritune evaluate {run.resolve()} --suite quick",
         "All trainings",
@@ -159,6 +160,34 @@ def test_the_commands_quote_what_a_shell_would_split(tmp_path: Path) -> None:
     changed = found["The source that made it, which had changes that were not committed:"]
     assert changed == "git checkout 0123abc && make setup"
     assert "The whole run again, into a new directory:" not in dict(commands(tmp_path, {}, None, recipe=False))
+
+
+def test_an_evaluation_s_calls_are_shown_as_they_were_given(run: Path) -> None:
+    record = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
+    calls = ["inheritune evaluate run --suite quick", "inheritune evaluate run --suite piqa --limit 100"]
+    (run / "evaluation.json").write_text(json.dumps(record | {"commands": calls}), encoding="utf-8")
+    assert [line for _, line in shown(run)["commands"] if " evaluate " in line] == calls
+
+
+def test_the_time_of_a_training_is_that_from_its_start_to_its_end(run: Path) -> None:
+    ledger = json.loads((run / "ledger.json").read_text(encoding="utf-8"))
+    ledger["train target"]["consumption"] = {"wall_seconds": 125.0}
+    (run / "ledger.json").write_text(json.dumps(ledger), encoding="utf-8")
+    assert shown(run)["plan"].sheets[0].rows[0][9] == "2 min 5 s"
+
+
+def test_a_foreign_file_among_the_controls_is_no_control(run: Path) -> None:
+    (run / "result.json").write_text('{"name": "half", "state": "running"}', encoding="utf-8")
+    shutil.rmtree(run / "controls")
+    for name in ("target", "reference", "cut"):
+        (run / "controls" / name).mkdir(parents=True)
+        (run / "controls" / name / "metrics.jsonl").write_text(
+            (run / "metrics.jsonl").read_text(encoding="utf-8"), encoding="utf-8"
+        )
+    (run / "controls" / "notes").write_text("mine", encoding="utf-8")
+    found = shown(run)
+    assert not found["control_files"]
+    assert not [name for name in found["gaps"] if name.startswith("controls")]
 
 
 def test_a_ledger_without_totals_is_a_gap(run: Path) -> None:

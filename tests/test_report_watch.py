@@ -6,10 +6,13 @@ import http.client
 import io
 import json
 import os
+import sys
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -17,7 +20,7 @@ import pytest
 from inheritune.cli import main
 from inheritune.console import Console, live_line, sparkline
 from inheritune.errors import Refused
-from inheritune.report import live, served
+from inheritune.report import Following, live, served
 from inheritune.report.live import Live
 from inheritune.report.watch import Watched
 from test_report import change, make_run
@@ -58,8 +61,12 @@ def test_the_shards_say_how_many_steps_where_the_recipe_does_not(run: Path) -> N
     (run / "data").mkdir()
     (run / "data" / "manifest.json").write_text('{"sets": {"train": {"tokens": 82000}}}', encoding="utf-8")
     assert live(run).steps == 40
-    (run / "recipe.yaml").write_text("train: {max_steps: 12}", encoding="utf-8")
+    (run / "recipe.yaml").write_text(f"{RECIPE.rstrip()[:-1]}, max_steps: 12}}", encoding="utf-8")
     assert live(run).steps == 12
+    (run / "recipe.yaml").write_text(f"{RECIPE.rstrip()[:-1]}, max_steps: 1000}}", encoding="utf-8")
+    assert live(run).steps == 40, "the data ends sooner"
+    (run / "recipe.yaml").write_text("data: {sequence_length: 0.5, passes: 2}\ntrain: {batch_sequences: 0.5}")
+    assert live(run).steps is None
     (run / "recipe.yaml").write_text("train: [", encoding="utf-8")
     assert live(run).steps is None
     assert live(run).seconds_left is None
@@ -112,6 +119,34 @@ def test_a_directory_of_something_else_stands_nowhere(tmp_path: Path, content: s
     (tmp_path / "result.json").write_text(content)
     (tmp_path / "metrics.jsonl").write_text(content)
     assert live(tmp_path).stage == "preparing"
+
+
+def test_of_records_that_grow_only_what_is_new_is_read(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = run / "controls" / "random" / "metrics.jsonl"
+    read: list[bytes] = []
+
+    def counted(line: bytes) -> Any:
+        read.append(line)
+        return json.loads(line)
+
+    monkeypatch.setattr(sys.modules["inheritune.report.live"], "json", SimpleNamespace(loads=counted))
+    following = Following(run)
+    assert following() == live(run)
+    read.clear()
+    more = {"kind": "step", "step": 11, "tokens": 4096 * 11, "loss": 2.0, "tokens_per_second": 2048.0}
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(more)[:20])
+    assert following().step == 10, "its line is not whole yet"
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(more)[20:] + "\n")
+    assert (following().step, following().losses[-1], len(read)) == (11, 2.0, 1)
+    kept = path.read_text(encoding="utf-8").splitlines(keepends=True)[:6]
+    (run / "new").write_text("".join(kept), encoding="utf-8")
+    (run / "new").replace(path)  # a restart takes back the steps after its checkpoint
+    assert following() == live(run)
+    assert (following().step, len(following().losses)) == (6, 6)
+    (run / "metrics.jsonl").touch()
+    assert following().stage != "training Random init", "another training wrote last"
 
 
 def test_a_sparkline_shows_the_course() -> None:

@@ -34,7 +34,7 @@ class Consumption:
     step_seconds: float = 0.0
     """Time in steps."""
     wall_seconds: float = 0.0
-    """From each start to its end: loading, compiling, steps, validation, evaluation between them, checkpoints."""
+    """From each start to its end: checkpoints, compiling, steps, validation and evaluation between them."""
     device_seconds: float = 0.0
     """Wall seconds times ranks: each has a device of its own, or a share of a machine's processors."""
     possible_flops: float = 0.0

@@ -1,10 +1,10 @@
 """Energy by the hardware's own counters, and the power to estimate it by where there is none. No torch.
 
 Of a GPU the counter is NVML's, in millijoules since the driver was loaded (nvmlDeviceGetTotalEnergyConsumption, Volta
-and later); it needs the package `nvidia-ml-py`. Of processors it is RAPL's, as Linux shows it under
-/sys/class/powercap (kernel documentation, "Power Capping Framework"): microjoules of each package with all that runs on
-it, and of its memory where that is counted; most systems let root alone read it. NVML counts the board, RAPL the
-package: neither knows of fans, disks, power supplies.
+and later); it needs the package `nvidia-ml-py` (the extra `energy`). Of processors it is RAPL's, as Linux shows it
+under /sys/class/powercap (kernel documentation, "Power Capping Framework"): microjoules of each package with all that
+runs on it, and of its memory where that is counted; most systems let root alone read it. NVML counts the board, RAPL
+the package: neither knows of fans, disks, power supplies.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -38,7 +39,7 @@ def describe() -> dict[str, Any]:
         "memory_gib": _memory_gib(),
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "commit": _commit(),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command(),
     }
     for name in _PACKAGES:
         try:
@@ -46,6 +47,11 @@ def describe() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             record[name] = None
     return record
+
+
+def command() -> str:
+    """The command line of this process, so that a shell takes it as it was given."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def _processor() -> str:

@@ -280,6 +280,8 @@ class Evaluation:
     """By model, then by the harness's task, why it could not be evaluated; its line has no score."""
     limited: str | None = None
     """What every table must say where not all rows were evaluated."""
+    commands: tuple[str, ...] = ()
+    """The calls that it came from, as they were given."""
 
     def record(self) -> dict[str, Any]:
         """As JSON."""
@@ -299,6 +301,7 @@ class Evaluation:
             name: {line: _score(score) for line, score in scores.items()} for name, scores in known["scores"].items()
         }
         known["paired"] = tuple(Paired(**pair) for pair in known["paired"])
+        known["commands"] = tuple(map(str, known.get("commands", ())))
         return cls(**known)
 
 

@@ -158,13 +158,14 @@ def _watch(runs: list[Path], port: int) -> None:
     import time
 
     from inheritune.console import Console, live_line
-    from inheritune.report import live, served
+    from inheritune.report import Following, served
 
     console = Console()
     with served(runs, port) as address, contextlib.suppress(KeyboardInterrupt):
         console.line(f"Watching at {address} (Ctrl-C ends)")
+        followed = [Following(run) for run in runs]
         while True:
-            found = [live(run) for run in runs]
+            found = [following() for following in followed]
             console.status(" | ".join(live_line(run.resolve().name, one) for run, one in zip(runs, found, strict=True)))
             if all(one.over for one in found) and not console.is_terminal:
                 return

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from inheritune import against as comparing
+from inheritune import against as comparing, environment
 from inheritune.console import Console
 from inheritune.errors import Failed, Refused, nearest
 from inheritune.evaluation import check_harness, parse_suite
@@ -117,7 +117,7 @@ def evaluate(
         with contextlib.closing(one_by_one(chosen, kept, console.line)) as found:
             total = len(chosen)
             new = evaluate_found(found, planned, settings=settings, kept=kept, total=total, told=console)
-        new = _judged(new, beside)
+        new = dataclasses.replace(_judged(new, beside), commands=(environment.command(),))
         try:
             console.table(render_evaluation(new, width=console.width))
         finally:  # who reads the table may end before its end, as `head` does

@@ -43,6 +43,7 @@ def gather(earlier: Evaluation, new: Evaluation) -> Evaluation:
         judged={},
         published={},
         failed=_failed(earlier, new, lines, scores, kept),
+        commands=tuple(dict.fromkeys([*(earlier.commands if stayed or others else ()), *new.commands])),
         limited="; ".join(f"{line.name}: {line.selection}" for line in lines if line.selection) or None,
     )
 

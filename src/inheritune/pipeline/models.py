@@ -251,7 +251,8 @@ class Models:
         if not trained.abandoned or training.keep_abandoned:
             out = training.directory / ("stopped" if trained.abandoned else "model")
             run.world.on_main(lambda: shutil.rmtree(out, ignore_errors=True))  # of a start that was killed
-            self._export_trained(training, trainer, dtype, out)
+            with run.timed(stage.replace("train", "export", 1)):
+                self._export_trained(training, trainer, dtype, out)
         return not trained.abandoned
 
     def _with_each(self, training: Training, rates: list[float], later: int) -> bool:

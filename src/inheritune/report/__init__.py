@@ -12,7 +12,7 @@ from inheritune.report.depth import candidates_table, depth_svg, layers_table
 from inheritune.report.evaluation import latex_evaluation, markdown_evaluation, render_evaluation
 from inheritune.report.evaluation_figure import evaluation_svg
 from inheritune.report.exports import write_exports
-from inheritune.report.live import live
+from inheritune.report.live import Following, live
 from inheritune.report.model_card import card_with_results, model_index
 from inheritune.report.page import render_report, write_comparison, write_report
 from inheritune.report.plan import render_plan, three_lines
@@ -24,6 +24,7 @@ from inheritune.report.table4 import markdown_table4, render_table4, table4_rows
 from inheritune.report.watch import served
 
 __all__ = [
+    "Following",
     "Row",
     "candidates_table",
     "card_with_results",

@@ -15,11 +15,12 @@ from inheritune.report.axes import Scales, scales_of
 from inheritune.report.curves import draw_curves, panels_of
 from inheritune.report.figures import figures_of, numbers_behind
 from inheritune.report.growth_figure import growth_panel, round_curves, rule, story, without_curve
-from inheritune.report.numbers import NOT_APPLICABLE, count, decimals, flat, number_of, words
+from inheritune.report.numbers import NOT_APPLICABLE, count, flat, number_of, words
 from inheritune.report.records import Record, Records, file_stem, grows, read_record, records_of
 from inheritune.report.sections import (
     attention_section,
     commands,
+    differences_sheet,
     evaluation_of,
     evaluation_section,
     layers_section,
@@ -77,31 +78,16 @@ def _meaning(name: str, init: str) -> str:
     return meaning + (f"; of {layers_in_words(layers)}" if layers else "")
 
 
-def _differences(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Target against each trained control: the rows of its table, in the order of the columns, and what it is about."""
-    found = {name: dict_of(value) for name, value in dict_of(result.get("differences")).items()}
-    rows = [(name, found[name]) for name in models_of(result) if name in found]
-    first = rows[0][1] if rows else {}
-    return {
-        "rows": [
-            (
-                title_of(name),
-                decimals(entry.get("value")),
-                f"{decimals(entry.get('low'))} to {decimals(entry.get('high'))}",
-            )
-            for name, entry in rows
-        ],
-        "set": str(first.get("set") or ""),
-        "documents": first.get("documents"),
-    }
+_NO_CONTROLS = ("reference", "cut", "target")
+"""Models of a run that are no trained controls; a foreign file may be called so."""
 
 
 def _control_files(run: Path, result: Mapping[str, Any]) -> dict[str, str]:
     """For each trained control, random init last, its metrics file: those of the record, else those there are."""
-    names = [name for name in dict_of(result.get("controls")) if name != "cut"]
-    if not names and result.get("state") != "done" and (run / "controls").is_dir():
-        names = sorted(name_of_stem(path.name) for path in (run / "controls").iterdir())
-    stems = {name: stem for name in names if (stem := file_stem(name)) is not None}
+    names = list(dict_of(result.get("controls")))
+    if not [name for name in names if name != "cut"] and result.get("state") != "done":
+        names = sorted(name_of_stem(path.name) for path in (run / "controls").glob("*/"))
+    stems = {name: stem for name in names if name not in _NO_CONTROLS and (stem := file_stem(name)) is not None}
     return {name: f"controls/{stems[name]}/metrics.jsonl" for name in sorted(stems, key=lambda name: name == "random")}
 
 
@@ -270,7 +256,7 @@ def run_content(read: RunRecords, limits: Limits, prefix: str = "") -> dict[str,
         "state": read.state,
         "facts": [str(text) for text in facts if text],
         "models": [(title_of(key), _meaning(key, init), str(model.get("name") or "")) for key, model in models.items()],
-        "differences": _differences(result),
+        "differences": differences_sheet(result),
         "table4": table4_rows(read.lines),
         "judge": read.lines.judge,
         "growth": _growth(run, read.lines, read.metrics, gaps, prefix) if grows(run, result) else None,

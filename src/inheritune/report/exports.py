@@ -1,4 +1,4 @@
-"""What a page shows as tables in Markdown and LaTeX, and its figures as SVG and PDF, on every axis."""
+"""What a page shows as tables in Markdown and LaTeX, and its curves and rounds as SVG and PDF, on every axis."""
 
 from __future__ import annotations
 
@@ -13,9 +13,18 @@ from inheritune.report.evaluation import evaluation_sheets
 from inheritune.report.figures import standalone
 from inheritune.report.growth_figure import growth_panel, round_curves, rule, story
 from inheritune.report.records import grows
-from inheritune.report.sections import evaluation_of, layers_section, peaks_of, plan_section, sums_section
+from inheritune.report.sections import (
+    attention_section,
+    differences_sheet,
+    evaluation_of,
+    layers_section,
+    peaks_of,
+    plan_section,
+    sums_section,
+)
 from inheritune.report.sheets import PACKAGES, Sheet, in_latex, in_markdown
 from inheritune.report.table import Row, escaped, table_rows
+from inheritune.report.table4 import table4_sheet
 from inheritune.run_directory import write_atomic
 
 TABLES = ("markdown", "latex")
@@ -95,8 +104,10 @@ def run_sheets(one: RunRecords) -> list[Sheet]:
         found.append(Sheet("Growth", header, tuple(lines), 1, notes))
     evaluation = evaluation_of(one.run, gaps)
     found += evaluation_sheets(evaluation) if evaluation is not None else []
+    found += [sheet for sheet in (differences_sheet(one.result), table4_sheet(one.lines)) if sheet is not None]
     for section in (
         layers_section(one.run, gaps),
+        attention_section(one.run, gaps),
         plan_section(one.run, one.ledger, peaks_of(one.metrics), gaps),
     ):
         found += section.sheets if section is not None else ()

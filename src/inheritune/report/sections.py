@@ -19,7 +19,7 @@ from inheritune.report.numbers import NOT_APPLICABLE, count, decimals, duration,
 from inheritune.report.records import Record, read_record
 from inheritune.report.sheets import Sheet
 from inheritune.report.sums import sums_sheet
-from inheritune.report.table import dict_of
+from inheritune.report.table import dict_of, models_of
 from inheritune.result import title_of
 from inheritune.scores import Evaluation
 
@@ -175,6 +175,33 @@ def _measured(record: Record) -> Sheet | None:
     )
 
 
+def differences_sheet(result: Mapping[str, Any]) -> Sheet | None:
+    """The target against each trained control, paired; None where there is none, or the result has no such figures.
+
+    Args:
+        result: `result.json`'s record.
+    """
+    found = {name: dict_of(value) for name, value in dict_of(result.get("differences")).items()}
+    known = [(name, found[name]) for name in models_of(result) if name in found]
+    if not known:
+        return None
+    rows = tuple(
+        (
+            title_of(name),
+            decimals(entry.get("value")),
+            f"{decimals(entry.get('low'))} to {decimals(entry.get('high'))}",
+        )
+        for name, entry in known
+    )
+    about = known[0][1]
+    note = (
+        f"Loss on {about.get('set') or 'the judging set'}, nats a token, paired over {count(about.get('documents'))} "
+        "documents. Above 0 the target is better; an interval that holds 0 does not tell the two apart."
+    )
+    header = ("Control", "Control − target", "95% interval")
+    return Sheet("Target against each control", header, rows, 1, (note,))
+
+
 def attention_section(run: Path, gaps: dict[str, str]) -> Section | None:
     """The degeneracy of attention by layer, from `degeneracy.json` or `depth.json`; None where neither is there."""
     name = next((name for name in ("degeneracy.json", "depth.json") if (run / name).exists()), None)
@@ -243,12 +270,16 @@ def plan_section(run: Path, ledger: Record, peaks: Mapping[str, float], gaps: di
     )
     device = dict_of(plan.get("device"))
     notes = [f"Planned for {plain(device.get('count'))} × {device.get('title') or device.get('name') or 'a device'}."]
-    memory = dict_of(plan.get("memory"))
-    if number_of(memory.get("total_bytes")) is not None:
-        seen = number_of(peaks.get("target"))
-        took = f"; seen {_gib(seen)}" if seen is not None else "; not recorded in this run"
-        notes.append(f"Peak memory of a step of {memory.get('model')}: planned {_gib(memory['total_bytes'])}{took}.")
-    notes.append("A dash: that training is not over, was not needed, or was not recorded.")
+    state = number_of(plan.get("state_bytes"))
+    if state is not None:
+        seen = max(peaks.values(), default=None)
+        took = f"at the peak of a step {_gib(seen)} were in use, with all else" if seen is not None else "not measured"
+        notes.append(f"Weights, gradients and moments of the largest model that is trained: {_gib(state)}; {took}.")
+    notes += [
+        "Time: from each start to the end of its steps, with compilation and checkpoints, which no plan counts; of "
+        "several learning rates the time in steps.",
+        "A dash: that training is not over, was not needed, or was not recorded.",
+    ]
     return Section((Sheet("The plan against what happened", header, tuple(rows), 1, tuple(notes)),))
 
 
@@ -269,12 +300,13 @@ def _foreseen(one: Record, took: Record) -> tuple[str, ...]:
     spread = NOT_APPLICABLE if fastest is None else f"{duration(fastest)} to {duration(slowest)}"
     planned = number_of(one.get("training_flops"))
     all_rates = dict_of(took.get("all_rates")) or took  # what is planned is planned for every learning rate
+    wall = None if "all_rates" in took else number_of(dict_of(took.get("consumption")).get("wall_seconds"))
     return (
         title_of(str(one.get("name"))),
         *(count(one.get("steps")), count(took.get("steps"))),
         *(count(one.get("tokens")), count(took.get("tokens"))),
         *(flops(planned), flops(all_rates.get("flops"))),
-        *(duration(likely), spread, duration(all_rates.get("seconds"))),
+        *(duration(likely), spread, duration(all_rates.get("seconds") if wall is None else wall)),
     )
 
 
@@ -326,8 +358,9 @@ def commands(run: Path, environment: Record, evaluation: Evaluation | None, *, r
             ("The whole run again, into a new directory:", _inheritune("run", path / "recipe.yaml", "--out NEW"))
         )
     if evaluation is not None:
-        suite = shlex.quote(str(evaluation.suite))
-        found.append(("Its evaluation:", _inheritune("evaluate", path, f"--suite {suite}")))
+        suite = shlex.quote(str(evaluation.suite))  # of a record that has no commands yet
+        calls = evaluation.commands or (_inheritune("evaluate", path, f"--suite {suite}"),)
+        found += [("Its evaluation:" if number == 0 else "And:", call) for number, call in enumerate(calls)]
     found.append(("This page:", _inheritune("report", path)))
     return found
 

@@ -18,6 +18,7 @@ import numpy as np
 from inheritune.comparison import Documents, resampled_means
 from inheritune.report.numbers import NOT_APPLICABLE, count, decimals, flops, number_of, percent, plain
 from inheritune.report.records import Record, Records, records_of, round_name, round_title
+from inheritune.report.sheets import Sheet
 from inheritune.report.table import escaped, models_of
 from inheritune.result import title_of
 from inheritune.scores import Evaluation, Line as EvaluationLine, Score
@@ -356,6 +357,17 @@ def _caption(records: Records, lines: Sequence[Line], left_out: Sequence[str]) -
     words |= {name: f"{titles[name]} (no score yet)" for name in _SCORES}
     missing = [words[name] for name in left_out if name in words]
     return f"{text} Left out for want of room: {', '.join(missing)}." if missing else text
+
+
+def table4_sheet(records: Records) -> Sheet | None:
+    """Table 4 as a sheet; None where it would have no line."""
+    lines = table4_rows(records)
+    if not lines:
+        return None
+    rows = tuple(tuple(getattr(line, name) for name, _, _ in _COLUMNS) for line in lines)
+    note = f"Validation loss on {records.judge}, nats a token; intervals by a bootstrap over documents."
+    # words come first in a sheet
+    return Sheet("Table 4", tuple(heading for _, heading, _ in _COLUMNS), rows, 3, (note,))
 
 
 def markdown_table4(run: Path) -> str:

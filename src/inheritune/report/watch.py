@@ -25,12 +25,20 @@ _DRAW_EVERY_SECONDS = 5.0
 _SCRIPT = """<script>
 (() => {
   let tag = null;
-  const heading = (one) => one.querySelector("summary").firstChild.textContent.trim();
+  // several runs on a page have sections of the same heading
+  const named = (page) => {
+    const seen = {};
+    return [...page.querySelectorAll("details")].map((one) => {
+      const heading = one.querySelector("summary").firstChild.textContent.trim();
+      seen[heading] = (seen[heading] || 0) + 1;
+      return [one, `${heading} ${seen[heading]}`];
+    });
+  };
   const label = (text) => { document.getElementById("watch").textContent = text; };
   const replace = (source) => {
     const fresh = new DOMParser().parseFromString(source, "text/html");
     const checked = [...document.querySelectorAll("input:checked")].map((one) => one.id);
-    const open = new Set([...document.querySelectorAll("details[open]")].map(heading));
+    const open = new Set(named(document).filter(([one]) => one.open).map(([_, name]) => name));
     const focused = document.activeElement && document.activeElement.id;
     const [left, top] = [window.scrollX, window.scrollY];
     for (const name of ["header", "main"]) {
@@ -40,7 +48,7 @@ _SCRIPT = """<script>
       const one = document.getElementById(id);
       if (one) one.checked = true;
     }
-    for (const one of document.querySelectorAll("details")) one.open = open.has(heading(one));
+    for (const [one, name] of named(document)) one.open = open.has(name);
     if (focused && document.getElementById(focused)) document.getElementById(focused).focus({preventScroll: true});
     window.scrollTo(left, top);
   };
