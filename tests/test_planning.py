@@ -80,3 +80,14 @@ def test_layers_without_attention_have_none() -> None:
     mamba = weightless(AutoConfig.for_model("mamba", hidden_size=16, num_hidden_layers=2, state_size=4, vocab_size=40))
     assert attention_flops_per_token(mamba, 64) == 0
     assert training_flops_per_token(mamba, 64) == 6 * matrix_parameters(mamba) > 0
+
+
+def test_what_a_model_has_for_images_is_not_counted() -> None:
+    text = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text |= {"num_key_value_heads": 2, "head_dim": 8, "vocab_size": 40}
+    eye = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    eye |= {"image_size": 16, "patch_size": 8}
+    both = weightless(AutoConfig.for_model("gemma3", text_config=text, vision_config=eye, mm_tokens_per_image=4))
+    alone = weightless(AutoConfig.for_model("gemma3_text", **text))
+    assert parameters(both) > parameters(alone)
+    assert training_flops_per_token(both, 32) == training_flops_per_token(alone, 32)

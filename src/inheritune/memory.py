@@ -37,7 +37,7 @@ from inheritune.errors import InherituneError, Refused
 from inheritune.objective import Losses, Objective
 from inheritune.optimizer import gradient_norm, host_bytes, moment_bytes, step_bytes
 from inheritune.recomputation import recompute_blocks
-from inheritune.reference import block_list, weightless, whole_sequences
+from inheritune.reference import block_list, one_line, weightless, whole_sequences
 from inheritune.versions import partitioning_backend
 
 _LOG = logging.getLogger(__name__)
@@ -160,6 +160,11 @@ def _run(
             f"{config.model_type}: its memory cannot be predicted, because what it computes depends on values "
             f"({' '.join(str(error).split())[:100]})"
         ) from None
+    except RuntimeError as error:
+        if backend is not None:
+            raise
+        # a kernel that knows no tensors without values, or takes no other dtype
+        raise Refused(f"{config.model_type}: its memory cannot be predicted: {one_line(error)[:200]}") from None
     return Memory(**live.peak, host=host_bytes(trainable, train))
 
 

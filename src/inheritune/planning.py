@@ -26,12 +26,16 @@ def matrix_parameters(model: PreTrainedModel) -> float:
     """Parameters that a token is multiplied by: the matrices of the blocks, and the head, even where it is tied.
 
     Look-ups (token and position embeddings) multiply nothing; of a mixture's experts the share counts that a token goes
-    to.
+    to, and of what a model has for images nothing.
     """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    head = model.get_output_embeddings()
+    head, decoder = model.get_output_embeddings(), _decoder(model)
     experts, share = _mixture(model.config.get_text_config())
-    own = {name: one for name, one in model.named_parameters() if id(one) not in embeddings and _is_matrix(one)}
+    own = {
+        name: one
+        for name, one in model.named_parameters()
+        if name.startswith(decoder) and id(one) not in embeddings and _is_matrix(one)
+    }
     inside = sum(
         one.numel() * (share if _of_experts(name, one, experts) else 1.0)
         for name, one in own.items()
@@ -107,6 +111,14 @@ def _window(config: PretrainedConfig, kind: str | None) -> int | None:
     if kind is None and getattr(config, "use_sliding_window", True) is False:
         return None
     return _count(config, "sliding_window") or _count(config, "attention_window_size")
+
+
+def _decoder(model: PreTrainedModel) -> str:
+    """The dotted name, with its dot, of what holds the text's blocks: a tower for images stands beside it."""
+    try:
+        return block_list(model)[0].rpartition(".")[0] + "."
+    except Refused:
+        return ""
 
 
 def _is_matrix(parameter: nn.Parameter) -> bool:
