@@ -201,7 +201,11 @@ CASES: list[tuple[Callable[[Ground], None], list[str], list[str]]] = [
     (nothing, ["--data.sources", '["{root}/*.nothing"]'], ["*.nothing"]),
     (nothing, ["--data.tokens", "10M"], ["tokens", "10,000,000"]),
     (nothing, ["--data.validation_share", "0.000001"], ["validation", "validation_share"]),
-    (nothing, ["--data.sequence_length", "1000"], ["data.sequence_length", "1000", "128 positions"]),
+    (
+        nothing,
+        ["--data.sequence_length", "1000", "--train.warmup_steps", "0"],
+        ["data.sequence_length", "1000", "128 positions"],
+    ),
     (nothing, ["--inherit.layers", "0"], ["layers", "0"]),
     (nothing, ["--inherit.layers", "5"], ["layers", "5", "4"]),
     (nothing, ["--inherit.layers", "some"], ["layers", "some"]),

@@ -161,21 +161,33 @@ def _executor(data: DataConfig, prefix: str) -> Iterator[tuple[str, Any, str]]:
 
 
 def _warmup(recipe: Recipe) -> Iterator[tuple[str, Any, str]]:
-    """Steps that would all be warm-up, as far as they are known before there is data, which may last for fewer."""
+    """Steps that would all be warm-up, as far as they are known before there is data."""
     train, grow = recipe.train, recipe.grow
-    warmup, most = train.warmup_steps, train.max_steps
+    warmup, most, whose = train.warmup_steps, train.max_steps, "train.max_steps"
+    lasting = _steps_of_data(recipe)
+    if lasting is not None and lasting < (most or lasting + 1):
+        most, whose = lasting, "the steps that data.tokens last for"
     if most is not None and warmup >= most:
-        yield "train.warmup_steps", warmup, f"fewer than train.max_steps ({most})"
+        yield "train.warmup_steps", warmup, f"fewer than {whose} ({most})"
     if grow is None or grow.growth != "warm":
         return
     allowed = f"more than train.warmup_steps ({warmup})"
     if most is not None:
-        allowed += f", at most train.max_steps ({most})"
+        allowed += f", at most {whose} ({most})"
         half = max(1, most // 2)
         if grow.warm_steps is None and half <= warmup:
-            yield "grow.warm_steps", None, f"{allowed}; left out it is half of train.max_steps, {half}"
+            yield "grow.warm_steps", None, f"{allowed}; left out it is half of {whose}, {half}"
     if grow.warm_steps is not None and not warmup < grow.warm_steps <= (most or grow.warm_steps):
         yield "grow.warm_steps", grow.warm_steps, allowed
+
+
+def _steps_of_data(recipe: Recipe) -> int | None:
+    """Steps of all passes over `data.tokens`; None where these fill no block, or are not known."""
+    data, batch = recipe.data, recipe.train.batch_sequences
+    if data.tokens is None or data.prepared is not None or data.sequence_length < 1 or batch < 1:
+        return None
+    blocks = (data.tokens - 1) // data.sequence_length * data.passes
+    return -(-blocks // batch) if blocks > 0 else None
 
 
 def _distillation(recipe: Recipe) -> Iterator[tuple[str, Any, str]]:
