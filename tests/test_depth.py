@@ -115,7 +115,7 @@ def test_how_far_the_prefix_is_behind_is_told_at_its_own_round() -> None:
         contender("first:1+last:1", (0, 7), [4.5, 4.0]), contender("first:2", (0, 1), [5.25]), rungs=2
     )
     assert name == "first:1+last:1"
-    assert "first:2 was behind by 0.750 nats a token in rung 1" in said
+    assert "first:2 was behind by 0.750 nats a token in round 1" in said
 
 
 def test_equal_tokens_are_said_to_choose_otherwise() -> None:
@@ -410,6 +410,35 @@ def test_losses_that_were_lost_are_asked_for(
         pipeline.choose_depth(str(llama_directory), shards, out=out, console=Kept(), **SETTINGS, **BUDGET)
     (out / "asked.json").write_text("{")
     with pytest.raises(Refused, match=r"asked\.json: damaged; restore it, or choose another"):
+        pipeline.choose_depth(str(llama_directory), shards, out=out, console=Kept(), **SETTINGS, **BUDGET)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("depth.json", "{}"),
+        ("depth.json", "[]"),
+        ("depth.json", '{"layers": {}, "candidates": [], "probe": {}, "recommended": {}}'),
+        ("layers.json", "{}"),
+        ("layers.json", "[]"),
+        ("layers.json", '{"prefixes": [1], "influence": [1], "chosen": {}, "degeneracy": null, "untrained": null}'),
+        ("losses", "[]"),
+        ("losses", "{}"),
+        ("losses", '{"nats": [1.0], "correct": [1.0], "tokens": [1.0], "bytes": [1.0]}'),
+    ],
+)
+def test_a_record_of_another_form_is_said(
+    name: str, content: str, answered: tuple[Path, str], llama_directory: Path, shards: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(answered[0], out)
+    if name != "depth.json":
+        (out / "depth.json").unlink()
+    best = read_json(answered[0] / "depth.json")["recommended"]["lowest_loss"].replace(":", "-")
+    place = out / name if name != "losses" else out / "losses" / f"{best}.json"
+    assert place.exists()
+    place.write_text(content)
+    with pytest.raises(Failed, match=f"{place.name}: damaged; delete it"):
         pipeline.choose_depth(str(llama_directory), shards, out=out, console=Kept(), **SETTINGS, **BUDGET)
 
 

@@ -217,7 +217,7 @@ def _among_its_own(chosen: Contender, contenders: Sequence[Contender]) -> list[s
     loss, own = prefix.losses[-1], chosen.losses[rung - 1]
     if loss is None or own is None:
         return [f"Of the same number of layers {prefix.name} diverged."]
-    return [f"Of the same number of layers {prefix.name} was behind by {loss - own:.3f} nats a token in rung {rung}."]
+    return [f"Of the same number of layers {prefix.name} was behind by {loss - own:.3f} nats a token in round {rung}."]
 
 
 def _at_equal_tokens(chosen: Contender, last_round: Sequence[Contender]) -> list[str]:
@@ -250,7 +250,7 @@ def _tendency(
     if not all(map(math.isfinite, leads)):
         return []
     said = (
-        f"From the first rung to the last its lead on n = {others[0].depth} went from {leads[0]:.3f} to "
+        f"From the first round to the last its lead on n = {others[0].depth} went from {leads[0]:.3f} to "
         f"{leads[1]:.3f} nats a token"
     )
     shrinking = "it is behind by now, and a longer training may widen that" if leads[1] <= 0 else ""

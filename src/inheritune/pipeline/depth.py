@@ -116,6 +116,21 @@ def choose_depth(
         return _Study(asked, most, directory, console, world)()
 
 
+_AGAIN = "delete it and give the same command again"
+
+
+def _whole(path: Path, keys: Sequence[str]) -> Record | None:
+    """A record that has these keys; None where there is none yet.
+
+    Raises:
+        Failed: it is damaged.
+    """
+    held = read_json(path)
+    if held is not None and (not isinstance(held, dict) or any(key not in held for key in keys)):
+        raise Failed(f"{path}: damaged; {_AGAIN}")
+    return held
+
+
 class _Study:
     """The stages of an answer, each skipped as far as it is recorded."""
 
@@ -130,8 +145,9 @@ class _Study:
     def __call__(self) -> Record:
         """Measure, probe, recommend, write, show."""
         asked, directory, trials = self._asked, self._directory, self._trials
-        held: Record | None = read_json(directory / _OUTCOME)
+        held: Record | None = _whole(directory / _OUTCOME, ("layers", "candidates", "probe", "recommended"))
         if held is not None:
+            self._check_layers(directory / _OUTCOME, held["layers"])
             show_layers(held["layers"], self._console)
             self._show_answer(held)
             return held
@@ -167,11 +183,23 @@ class _Study:
 
     def _layers(self) -> Record:
         """What each layer is worth, as recorded or measured now."""
-        held: Record | None = read_json(self._directory / _LAYERS)
+        held = _whole(self._directory / _LAYERS, ())
         if held is None:
             held = measured_layers(self._asked, self._most, self._console, self._world)
             write_json(self._directory / _LAYERS, held)
+        self._check_layers(self._directory / _LAYERS, held)
         return held
+
+    def _check_layers(self, path: Path, held: Any) -> None:
+        """Refuse a record of another number of layers, or without what is made of it."""
+        keys = {"prefixes", "influence", "chosen", "degeneracy", "untrained"}
+        count = self._asked.reference.layers
+        if (
+            not isinstance(held, dict)
+            or not keys <= held.keys()
+            or any(held[name] is not None and len(held[name]) != count for name in ("prefixes", "influence"))
+        ):
+            raise Failed(f"{path}: damaged; {_AGAIN}")
 
     def _contender(self, entry: Record, rungs: int) -> Contender:
         candidate = Candidate(entry["name"], tuple(entry["layers"]))

@@ -17,7 +17,7 @@ from inheritune import reference as references, surgery
 from inheritune.console import Console, duration
 from inheritune.depth import depths_to_try
 from inheritune.distributed import World
-from inheritune.errors import Refused
+from inheritune.errors import Failed, Refused
 from inheritune.hardware import peak_flops
 from inheritune.parallel import compute_dtype, place
 from inheritune.pipeline.depth_asked import BATCH_SEQUENCES, Asked, Choice
@@ -156,7 +156,14 @@ class Trials:
         if held is None:
             nowhere = np.zeros(len(self._asked.development.document_ends))
             return SetLosses(nowhere + math.inf, nowhere, nowhere + 1, nowhere)
-        return SetLosses(*(np.array(held[name], np.float64) for name in ("nats", "correct", "tokens", "bytes")))
+        documents = (len(self._asked.development.document_ends),)
+        try:
+            found = SetLosses(*(np.array(held[name], np.float64) for name in ("nats", "correct", "tokens", "bytes")))
+        except (TypeError, ValueError, LookupError, OverflowError):
+            found = None
+        if found is None or any(part.shape != documents for part in vars(found).values()):
+            raise Failed(f"{self._path(candidate)}: damaged; delete it and give the same command again")
+        return found
 
     def remove_starts(self) -> None:
         """Remove the models that were cut."""

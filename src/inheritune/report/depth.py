@@ -96,10 +96,10 @@ def candidates_table(record: Mapping[str, Any], *, width: int | None = None) -> 
         "Memory": lambda row: _gigabytes(row["memory_bytes"]),
         "Untrained": lambda row: decimals(row["untrained"]),
     }
+    left_out = []
     if width is not None and width < _CANDIDATES_WIDTH:
-        del columns["Memory"]
-        if rungs:
-            del columns["Untrained"]
+        left_out = ["Memory", "Untrained"] if rungs else ["Memory"]
+        columns = {title: shown for title, shown in columns.items() if title not in left_out}
     if rungs:
         columns |= {
             "Equal\ntokens": lambda row: decimals(_last(row["equal_tokens"])),
@@ -107,7 +107,8 @@ def candidates_table(record: Mapping[str, Any], *, width: int | None = None) -> 
             "Tokens": lambda row: count(row["tokens"]),
             "Rounds": lambda row: str(len(row["losses"])),
         }
-    caption = Text(_caption(record))
+    room = f" Left out for want of room: {' and '.join(left_out).lower()} (depth.json)." if left_out else ""
+    caption = Text(_caption(record) + room)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), caption=caption, caption_justify="left")
     for title in columns:
         table.add_column(title, justify="left" if title in ("", "Choice") else "right", no_wrap=True)
