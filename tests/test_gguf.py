@@ -500,7 +500,9 @@ def test_a_plan_counts_the_dtype_that_a_file_is_dequantised_to(
     file: Path, llama_directory: Path, tmp_path: Path, capsys: Any
 ) -> None:
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("data: {sources: [x.txt], tokens: 10K, sequence_length: 32}\ninherit: {layers: 2}\n")
+    recipe.write_text(
+        "data: {sources: [x.txt], tokens: 100K, sequence_length: 32}\ninherit: {layers: 2}\ntrain: {warmup_steps: 9}\n"
+    )
     sizes = {}
     for dtype in ("float32", "bfloat16"):
         words = ["plan", str(recipe), "--device", "a100", "--json", "--reference_dtype", dtype]

@@ -334,7 +334,7 @@ def test_a_run_ends_with_its_sums(finished: Path) -> None:
     ledger = read_json(finished / "ledger.json")
     found = ledger["total"]
     assert found == total(finished)
-    trained = [entry for name, entry in ledger.items() if " at " in name]
+    trained = [entry for name, entry in ledger.items() if name.startswith("train ") and " at " in name]
     assert len(trained) == 4
     sums = found["training"]
     assert sums["trainings"] == 4

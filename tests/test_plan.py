@@ -153,6 +153,26 @@ def test_enough_devices_or_hours_or_fewer_tokens_keep_it() -> None:
     assert "would take 80%" in judged(needed / 0.8, device(), 1, training).verdict
 
 
+def test_a_device_s_name_is_known_in_capitals_too(tmp_path: Path) -> None:
+    assert make_plan(tiny(tmp_path), Circumstances("A100"), quick=True)["device"]["name"] == "a100"
+
+
+def test_steps_that_would_all_be_warm_up_are_refused_before_there_is_data(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match=r"allowed: fewer than the steps that data.tokens last for \(5\)"):
+        load_recipe("demo", ["--data.tokens", "20K", "--data.passes", "1"])
+    assert load_recipe("demo", ["--data.tokens", "20K", "--data.passes", "1", "--train.warmup_steps", "2"])
+
+
+def test_a_mixture_is_planned_and_its_memory_is_said_not_to_be_predicted(tmp_path: Path) -> None:
+    shape = {key: value for key, value in TINY.items() if key != "model_type"}
+    config = AutoConfig.for_model("mixtral", **shape, num_local_experts=4, vocab_size=300)
+    config.save_pretrained(tmp_path / "mixture")
+    text = f"reference: {tmp_path / 'mixture'}\ndata: {{sources: [x], tokens: 1M, sequence_length: 64}}\n"
+    plan = make_plan(recipe_of(tmp_path, text), A6000)
+    assert plan["memory"] is None
+    assert any("memory cannot be predicted" in note for note in plan["notes"])
+
+
 def test_a_rate_that_is_no_bound_refuses_no_claim(tmp_path: Path) -> None:
     training = Training(10**9, 10**9, 1e3, 0.0)
     found = judged(0.5e12 / 1e12 / 3600, device(bounds=False, source="measured"), 1, training)
@@ -502,6 +522,7 @@ def test_disk_by_hand(tmp_path: Path) -> None:
 
 def test_other_data_takes_room_and_must_last(tmp_path: Path, llama_directory: Path) -> None:
     text = f"reference: {llama_directory}\ndata: {{sources: [x], tokens: 40K, sequence_length: 64}}\n"
+    text += "train: {warmup_steps: 2}\n"
     plain = make_plan(recipe_of(tmp_path, text), A6000, quick=True)["disk"]["shards_bytes"]
     other = make_plan(recipe_of(tmp_path, text + "compare: {tokens: 50K}"), A6000, quick=True)
     assert other["disk"]["shards_bytes"] == plain + 2 * 50_000
@@ -528,7 +549,7 @@ def test_the_command_prints_tables_or_json(tmp_path: Path, capsys: pytest.Captur
     ("flags", "said"),
     [
         (["--device", "a600"], "'a600': no such device; did you mean 'a6000'?; known: a6000, a100"),
-        (["--devices", "0"], "--devices 0: give 1 or more"),
+        (["--devices", "0"], "--devices 0: give 1 to 1,000,000,000"),
         (["--price", "-1"], "--price -1: give 0 or more"),
         (["--claim", "0"], "--claim 0: give the hours"),
         (["--device", "h200", "--claim", "1e-9"], "hours cannot be"),
@@ -590,7 +611,7 @@ def test_a_run_says_first_what_it_will_take(tmp_path: Path, text_file: Path, lla
     heard = Heard()
     run(recipe_of(tmp_path, text), tmp_path / "out", console=heard, until="prepare")
     assert heard.lines[0].startswith("Plan: 2 of 4 layers")
-    assert "FLOPs on" in heard.lines[1]
+    assert "FLOPs, and" in heard.lines[1]
     assert heard.lines[2].strip().startswith("Memory:")
     kept = (tmp_path / "out" / "plan.json").read_bytes()
     assert [one["name"] for one in json.loads(kept)["models"]] == ["target"]

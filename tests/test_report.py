@@ -544,6 +544,7 @@ def test_a_missing_or_broken_record_is_a_gap(run: Path, file: str, content: byte
 
 
 def test_an_empty_directory_is_all_gaps(tmp_path: Path) -> None:
+    (tmp_path / "environment.json").touch()  # of a run that was killed at its very beginning
     text = Page(write_report(tmp_path)).text
     assert text.count("Gap:") == 8  # seven records, and the model
     assert "No verdict yet" in text

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from inheritune.errors import Refused
 from inheritune.report import write_report
 from inheritune.report.axes import against, scales_of, units_of
 from inheritune.report.content import Limits, read_run, run_content
@@ -188,6 +189,28 @@ def test_a_foreign_file_among_the_controls_is_no_control(run: Path) -> None:
     found = shown(run)
     assert not found["control_files"]
     assert not [name for name in found["gaps"] if name.startswith("controls")]
+
+
+def test_a_number_beyond_every_float_in_the_losses_is_a_gap(run: Path) -> None:
+    (run / "losses").mkdir(exist_ok=True)
+    losses = {"layers": 4, "sets": {"held-out": {"nats": [10**400], "correct": [1], "tokens": [1], "bytes": [1]}}}
+    (run / "losses" / "target.json").write_text(json.dumps(losses), encoding="utf-8")
+    assert write_report(run).exists()
+
+
+def test_control_characters_are_shown_and_not_passed_on(run: Path) -> None:
+    record = json.loads((run / "result.json").read_text(encoding="utf-8")) | {"name": "red \x1b[31m name"}
+    (run / "result.json").write_text(json.dumps(record), encoding="utf-8")
+    text = write_report(run).read_text(encoding="utf-8")
+    assert "\x1b" not in text
+    assert "red \N{REPLACEMENT CHARACTER}[31m name" in text
+
+
+def test_a_directory_without_any_record_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(Refused, match="not a run directory"):
+        write_report(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_a_ledger_without_totals_is_a_gap(run: Path) -> None:

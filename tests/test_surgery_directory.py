@@ -195,7 +195,7 @@ def test_the_lineage_is_chained(llama_directory: Path, tmp_path: Path) -> None:
         card.index(f": {source}") for source in sources[:3]
     )
     assert "- Layers kept: 0 of its 2, counted from 0" in card
-    assert f"- Before that: {llama_directory}, layers [0, 1, 3]" in card
+    assert f"- Before that: {llama_directory}, layers 0, 1, 3" in card
 
 
 def test_a_stack_is_recorded_as_it_was_made(llama_directory: Path, tmp_path: Path) -> None:
@@ -249,3 +249,14 @@ def test_what_is_there_is_not_touched(name: str, init: str, llama_directory: Pat
 def test_an_empty_directory_is_filled(llama_directory: Path, tmp_path: Path) -> None:
     made(llama_directory, tmp_path, token_ids=TOKENS)
     assert set(contents(tmp_path)) >= FILES
+
+
+def test_a_reference_of_random_init_is_said_to_be_one(llama_directory: Path, tmp_path: Path) -> None:
+    reference = tmp_path / "reference"
+    shutil.copytree(llama_directory, reference)
+    config = json.loads((reference / "config.json").read_text())
+    (reference / "config.json").write_text(json.dumps(config | {"inheritune": {"initialisation": "random"}}))
+    inherit(find(str(reference)), (0, 1), tmp_path / "target")
+    card = (tmp_path / "target" / "README.md").read_text()
+    assert "- Before that: random init\n" in card
+    assert "None" not in card

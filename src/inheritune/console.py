@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from inheritune.errors import printable
+
 PLAIN_LINE_EVERY_SECONDS = 30.0
 
 
@@ -81,7 +83,7 @@ class Console:
         if self._silent:
             return
         self._clear()
-        self._rich.print(text, markup=False)
+        self._rich.print(printable(text), markup=False)
 
     def stage(self, text: str) -> None:
         """Announce a stage."""

@@ -135,8 +135,9 @@ def _impossible(hours: float, device: Device, count: int, training: Training) ->
         f"--claim {hours:g}: {in_words(training.tokens)} tokens at {each:.3g} FLOPs each take "
         f"{flops / rate / 3600:.3g} hours at the dense peak of {count} {device.title} ({rate / 1e12:.4g} TFLOP/s, "
         f"{device.source}){_one_pass(hours, rate, training)}: {hours:g} hours cannot be. It would take "
-        f"{math.ceil(needed)} of them at their peak and {math.ceil(needed / likely)} at a likely {likely:.0%} of it, "
-        f"or {', or '.join(instead)}; or at most {in_words(most)} tokens ({in_words(most * likely)} at {likely:.0%})"
+        f"{math.ceil(needed)} of them at their peak; at a likely {likely:.0%} of it {math.ceil(needed / likely)} of "
+        f"them, or {', or '.join(instead)}; or at most {in_words(most)} tokens "
+        f"({in_words(most * likely)} at {likely:.0%})"
     )
 
 

@@ -115,6 +115,7 @@ def named(name: str, dtype: str, *, cpu_memory_bytes: int) -> Device:
     Raises:
         Refused: no such device.
     """
+    name = name.lower()
     if name == CPU:
         return _cpu(dtype, cpu_memory_bytes)
     if name not in _SHEETS:

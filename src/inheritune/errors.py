@@ -40,3 +40,11 @@ def nearest(name: str, names: Sequence[str]) -> str:
     """A hint at the name most like a wrong one, to append to a complaint; empty if none is near."""
     found = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"; did you mean {found[0]!r}?" if found else ""
+
+
+_CONTROLS = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n\r"}
+
+
+def printable(text: str) -> str:
+    """A text without control characters, which a terminal would obey and XML does not allow; line ends stay."""
+    return text.translate(_CONTROLS)

@@ -15,7 +15,7 @@ from inheritune.cli.layers import depth, inherit
 from inheritune.cli.parsing import SUMMARIES
 from inheritune.cli.recipes import plan, prepare, run_until
 from inheritune.cli.results import evaluate, report
-from inheritune.errors import InherituneError, Interrupted, Refused
+from inheritune.errors import InherituneError, Interrupted, Refused, printable
 
 USAGE = """usage: inheritune COMMAND [ARGUMENTS]
 
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"inheritune: {stop}; the same command goes on from there", file=sys.stderr)
         return stop.exit_code
     except InherituneError as error:
-        text = str(error).replace("\n", " ").replace("\r", " ")  # a name that a user gives may hold them
+        text = printable(str(error)).replace("\n", " ").replace("\r", " ")  # a name that a user gives may hold them
         if not error.said:
             print(f"inheritune: {text}", file=sys.stderr)
         return error.exit_code

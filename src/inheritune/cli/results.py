@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -123,6 +124,8 @@ def report(words: list[str]) -> None:
     check_runs(runs)
     if out is not None and out.exists() and not out.is_dir():
         raise Refused(f"--out {out}: a file, not a directory; give another")
+    if out is not None:
+        _check_out(out)
     if out is not None and len(runs) > 1:
         print(write_comparison(runs, out))
         for path in write_exports(runs, out, kinds) if kinds else ():
@@ -151,6 +154,13 @@ def _check_report(given: Namespace) -> None:
     for owner, name in (("watch", "port"), ("table1", "price")):
         if name in there and not getattr(given, owner):
             raise Refused(f"report: --{name} belongs to --{owner}")
+
+
+def _check_out(out: Path) -> None:
+    """Refuse a directory that cannot be made, before a page is drawn for it."""
+    there = next(place for place in (out, *out.absolute().parents) if place.exists() or place.is_symlink())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK) or there.resolve().is_relative_to("/proc"):
+        raise Refused(f"--out {out}: cannot be made, because of {there}; give another")
 
 
 def _watch(runs: list[Path], port: int) -> None:

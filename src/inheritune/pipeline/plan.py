@@ -54,6 +54,10 @@ NOT_COUNTED = (
 )
 
 
+_MOST = 10**9
+"""Devices, hours and prices beyond it are no plan's."""
+
+
 @dataclass(frozen=True)
 class Circumstances:
     """On what a recipe is to be run, as the command line has it."""
@@ -68,11 +72,11 @@ class Circumstances:
 
     def check(self) -> None:
         """Refuse what cannot be."""
-        if self.devices < 1:
-            raise Refused(f"plan: --devices {self.devices}: give 1 or more")
-        if self.price is not None and not 0 <= self.price < float("inf"):
+        if not 1 <= self.devices <= _MOST:
+            raise Refused(f"plan: --devices {self.devices}: give 1 to {_MOST:,}")
+        if self.price is not None and not 0 <= self.price <= _MOST:
             raise Refused(f"plan: --price {self.price:g}: give 0 or more, in any currency, for an hour of one device")
-        if self.claim_hours is not None and not 0 < self.claim_hours < float("inf"):
+        if self.claim_hours is not None and not 1 / _MOST <= self.claim_hours <= _MOST:
             raise Refused(
                 f"plan: --claim {self.claim_hours:g}: give the hours that the target's training is said to take"
             )
@@ -437,6 +441,7 @@ def device_of(name: str, recipe: Recipe) -> Device:
         Refused: no such device.
     """
     here = this_device()
+    name = name.lower()
     if name != MEASURED:
         # a GPU of the table multiplies bfloat16; `cpu` is like this machine's
         setting = recipe.train.compute_dtype

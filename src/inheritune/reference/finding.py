@@ -458,16 +458,25 @@ def checked_config(source: str, path: Path, trust_remote_code: bool) -> Pretrain
     return config
 
 
+_MOST_LAYERS = 10_000
+"""More, and building a model without values takes minutes; the deepest there are have some hundred."""
+
+
 def skeleton_of(source: str, config: PretrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
     """The model without values, on the meta device: what it is made of can be counted at no cost.
 
     Raises:
         Refused: transformers cannot build it, or which list holds its blocks cannot be told.
     """
+    text = config.get_text_config()
+    for name, most in (("num_hidden_layers", _MOST_LAYERS), ("vocab_size", None)):
+        value = getattr(text, name, 1)
+        if type(value) is int and (value < 1 or (most is not None and value > most)):
+            raise Refused(f"{source}: its config.json has {name} {value}, which no model has; mend it")
     try:
         model = weightless(config, trust_remote_code=trust_remote_code)
         block_list(model)
-    except LOADING_ERRORS as error:
+    except (AssertionError, *LOADING_ERRORS) as error:
         raise Refused(f"{source}: no decoder-only language model that transformers knows: {one_line(error)}") from error
     return model
 

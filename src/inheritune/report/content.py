@@ -192,14 +192,21 @@ class RunRecords:
         return None if state == "done" else unfinished.get(state, "Whether this run finished is not recorded.")
 
 
+_RECORDS = (
+    *("recipe.yaml", "result.json", "metrics.jsonl", "growth.jsonl"),
+    *(f"{name}.json" for name in ("environment", "plan", "reference", "inheritance", "ledger", "evaluation")),
+)
+"""Of a run at least one of these is there, however far it came."""
+
+
 def check_runs(runs: Iterable[Path]) -> None:
-    """Refuse what is no directory, before anything is written.
+    """Refuse what is no run directory, before anything is written.
 
     Raises:
-        Refused: one of `runs` is no directory.
+        Refused: one of `runs` is no directory, or holds no record of a run.
     """
     for run in runs:
-        if not run.is_dir():
+        if not run.is_dir() or not any((run / name).exists() for name in _RECORDS):
             raise Refused(f"{run}: not a run directory; give the directory that `inheritune run` wrote")
 
 
@@ -207,7 +214,7 @@ def read_run(run: Path) -> RunRecords:
     """A run's records.
 
     Raises:
-        Refused: `run` is no directory.
+        Refused: `run` is no run directory.
     """
     check_runs([run])
     gaps: dict[str, str] = {}

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
+from inheritune.errors import printable
 from inheritune.report.numbers import NOT_APPLICABLE, count, duration, flops, significant
 from inheritune.report.terminal_table import Column, table
 
@@ -67,10 +68,11 @@ def _takes(plan: Record) -> str:
     spent = plan["total"] if growth is None else growth["expected"]
     used = device["utilisation"]
     expected = "" if growth is None else f" expected ({_range_of(growth)})"
+    beside = f", and {flops(spent['other_flops'])} beside (validation and the like)" if spent["other_flops"] else ""
     return (
-        f"  {flops(spent['training_flops'])} FLOPs{expected} on {_devices(device)}: at least "
-        f"{_hours(spent['floor_hours'])} at the peak, {_hours(spent['hours']['likely'])} at {used['likely']:.0%} of it "
-        f"({_hours(spent['hours']['fastest'])} to {_hours(spent['hours']['slowest'])})."
+        f"  {flops(spent['training_flops'])} FLOPs{expected}{beside} on {_devices(device)}: at least "
+        f"{_hours(spent['floor_hours'])} at the peak, with all else {_hours(spent['hours']['likely'])} at "
+        f"{used['likely']:.0%} of it ({_hours(spent['hours']['fastest'])} to {_hours(spent['hours']['slowest'])})."
     )
 
 
@@ -131,7 +133,8 @@ def _head(plan: Record) -> Iterator[Text]:
         f"{data['validate_every_steps']:,}."
     )
     if plan["reference"] is not None:
-        yield Text(f"Reference: {plan['reference']['source']}, its config from {plan['reference']['config_from']}.")
+        named = plan["reference"]
+        yield Text(printable(f"Reference: {named['source']}, its config from {named['config_from']}."))
     yield Text()
 
 
@@ -177,6 +180,7 @@ def _trainings(plan: Record, width: int) -> Iterator[Text]:
             Column("Steps", [f"{known['steps']:,}" if known else "" for *_, known in rows]),
             Column("Tokens", [count(known["tokens"] * known["learning_rates"]) if known else "" for *_, known in rows]),
             Column("FLOPs", [flops(spent["training_flops"]) for _, spent, _ in rows]),
+            Column("Other", [flops(spent["other_flops"]) if spent["other_flops"] else "" for _, spent, _ in rows]),
             Column("Floor", [_hours(spent["floor_hours"]) for _, spent, _ in rows]),
             Column("Likely", [_hours(spent["hours"]["likely"]) for _, spent, _ in rows]),
             Column("Range", [_range(spent) for _, spent, _ in rows]),
@@ -185,6 +189,11 @@ def _trainings(plan: Record, width: int) -> Iterator[Text]:
         ],
         width,
         dim=[False] * len(plan["models"]),
+    )
+    yield Text(
+        "Other FLOPs: validation, on as many held-out tokens as there may be at most, a teacher, what is recomputed; "
+        "Likely and Range hold them, the floor does not.",
+        style="dim",
     )
     if growth is not None:
         yield Text(f"Controls stand beside the deepest round. Expected: {growth['assumption']}.", style="dim")

@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 
 from inheritune.comparison import Documents
-from inheritune.errors import Failed
+from inheritune.errors import Failed, printable
 from inheritune.ledger import name_of_stem
 from inheritune.report.numbers import number_of, plain
 from inheritune.report.table import dict_of, judging_set, models_of
@@ -38,7 +38,7 @@ def read_record(run: Path, name: str, kind: type, gaps: dict[str, str]) -> Any:
             gaps[name] = f"{name} is not in the run directory"
             return kind()
         record = _READERS[path.suffix](path)
-        if rb"\ud" in path.read_bytes().lower():
+        if any(mark in path.read_bytes().lower() for mark in _UNPRINTABLE):
             record = _printable(record)
     except (ValueError, OSError, RecursionError, Failed) as error:
         gaps[name] = f"{name} cannot be read: {error}"
@@ -53,13 +53,17 @@ UNREADABLE = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError
 """What PyYAML raises for a recipe that was damaged or edited."""
 
 
+_UNPRINTABLE = (rb"\ud", rb"\u00", b"\x1b", b"\x00", b"\x7f")
+"""What may stand for text that is not to be passed on: JSON's own escapes, and control characters as they are."""
+
+
 def _printable(value: Any) -> Any:
-    """A record whose text can be written: JSON may escape halves of characters, which no encoding has."""
+    """A record whose text can be written: JSON may escape halves of characters, and control characters."""
     if isinstance(value, dict):
         return {_printable(key): _printable(one) for key, one in value.items()}
     if isinstance(value, list):
         return [_printable(one) for one in value]
-    return value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else value
+    return printable(value.encode("utf-8", "replace").decode("utf-8")) if isinstance(value, str) else value
 
 
 def file_stem(name: str) -> str | None:
@@ -95,7 +99,7 @@ class Records:
         values = dict_of(dict_of(self.losses.get(name, {}).get("sets")).get(self.judge))
         try:
             nats, tokens = (np.asarray(values.get(key), np.float64) for key in ("nats", "tokens"))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             return None
         whole = nats.ndim == 1 and nats.shape == tokens.shape and nats.size > 0
         return (nats, tokens) if whole and np.isfinite(nats).all() and (tokens > 0).all() else None

@@ -276,7 +276,8 @@ def plan_section(run: Path, ledger: Record, peaks: Mapping[str, float], gaps: di
         took = f"at the peak of a step {_gib(seen)} were in use, with all else" if seen is not None else "not measured"
         notes.append(f"Weights, gradients and moments of the largest model that is trained: {_gib(state)}; {took}.")
     notes += [
-        "Time: from each start to the end of its steps, with compilation and checkpoints, which no plan counts; of "
+        "Time: from each start to the end of its steps, with compilation and checkpoints, which no plan counts, and "
+        "whatever else the machine did; of "
         "several learning rates the time in steps.",
         "A dash: that training is not over, was not needed, or was not recorded.",
     ]

@@ -136,6 +136,9 @@ def _handler(watched: Watched) -> type[BaseHTTPRequestHandler]:
             else:
                 self._answer()
 
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
         def _answer(self) -> None:
             try:
                 tag, page = watched.page()
@@ -151,7 +154,7 @@ def _handler(watched: Watched) -> type[BaseHTTPRequestHandler]:
                 self.send_header("Content-Length", str(len(page)))
             self.end_headers()
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the reader has left
-                self.wfile.write(b"" if unchanged else page)
+                self.wfile.write(b"" if unchanged or self.command == "HEAD" else page)
 
         def log_message(self, format: str, *args: object) -> None:
             """Nothing: the terminal shows the run."""

@@ -71,11 +71,17 @@ def _lineage_lines(lineage: Record) -> list[str]:
         f"- Its weights (SHA-256): {lineage['fingerprint']}",
         f"- Layers kept: {kept} of its {lineage['reference_layers']}, counted from 0",
         "- Kept with them: embeddings, final norm, head",
-        *(
-            f"- Before that: {step.get('reference')}, layers {step.get('layers_kept')}"
-            for step in lineage["chain"][::-1]
-        ),
+        *(_before(step) for step in lineage["chain"][::-1]),
     ]
+
+
+def _before(step: Record) -> str:
+    """What the reference itself came from."""
+    if step.get("reference") is None:
+        return f"- Before that: {step.get('initialisation', 'unknown')} init"
+    kept = step.get("layers_kept")
+    layers = f", layers {', '.join(map(str, kept))}" if isinstance(kept, list) else ""
+    return f"- Before that: {step['reference']}{layers}"
 
 
 def _gguf_lines(lineage: Record) -> list[str]:
