@@ -160,7 +160,8 @@ def test_a_device_s_name_is_known_in_capitals_too(tmp_path: Path) -> None:
 def test_steps_that_would_all_be_warm_up_are_refused_before_there_is_data(tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"allowed: fewer than the steps that data.tokens last for \(5\)"):
         load_recipe("demo", ["--data.tokens", "20K", "--data.passes", "1"])
-    assert load_recipe("demo", ["--data.tokens", "20K", "--data.passes", "1", "--train.warmup_steps", "2"])
+    flags = ["--data.tokens", "20K", "--data.passes", "1", "--train.warmup_steps", "2"]
+    assert load_recipe("demo", flags).train.warmup_steps == 2
 
 
 def test_a_mixture_is_planned_and_its_memory_is_said_not_to_be_predicted(tmp_path: Path) -> None:
