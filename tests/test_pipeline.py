@@ -297,7 +297,7 @@ def test_a_directory_in_use_is_refused(llama_directory: Path, text: Path, tmp_pa
         (("--reference", "null"), "give a reference"),
         (("--data.prepared", "{tmp}/nowhere"), "no manifest.json"),
         (("--data.exclude_seen", "reference"), "ships no seen.txt"),
-        (("--train.warmup_steps", "31"), "31 of 31 steps would all be warm-up"),
+        (("--data.tokens", "null", "--train.warmup_steps", "100000"), "steps would all be warm-up"),
         (("--data.development_share", "0", "--train.export", "best"), "development set"),
         (("--architecture.vocabulary", "300"), "or an architecture"),
     ],

@@ -15,7 +15,7 @@ from inheritune.errors import Refused
 from inheritune.report import write_report
 from inheritune.report.axes import against, scales_of, units_of
 from inheritune.report.content import Limits, read_run, run_content
-from inheritune.report.curves import Panel, curves_pdf
+from inheritune.report.curves import Panel, curves_pdf, panels_of
 from inheritune.report.page import MOST_BYTES, templates
 from inheritune.report.sections import commands
 from report_runs import SPEED, degeneracy, full_run, layer_choice, plan
@@ -204,6 +204,29 @@ def test_control_characters_are_shown_and_not_passed_on(run: Path) -> None:
     text = write_report(run).read_text(encoding="utf-8")
     assert "\x1b" not in text
     assert "red \N{REPLACEMENT CHARACTER}[31m name" in text
+
+
+def test_a_run_that_goes_on_shows_what_was_measured_and_its_training_loss(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "losses").mkdir(parents=True)
+    (run / "result.json").write_text('{"name": "half", "state": "running"}', encoding="utf-8")
+    for name, nats in (("reference", 30.0), ("cut", 100.0), ("round-4", 50.0)):
+        sets = {"held-out": {"nats": [nats], "correct": [1], "tokens": [10], "bytes": [30]}}
+        record = {"layers": 8, "parameters": 1000, "sets": sets}
+        (run / "losses" / f"{name}.json").write_text(json.dumps(record), encoding="utf-8")
+    lines = [{"kind": "validation", "step": 0, "tokens": 0, "losses": {"held-out": 10.0}}]
+    lines += [{"kind": "step", "step": step, "tokens": 100 * step, "loss": 9.0 - step} for step in range(1, 6)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    read = read_run(run)
+    assert read.result["reference"]["validation_losses"] == {"held-out": 3.0}
+    assert list(read.result["controls"]) == ["cut"]
+    (panel,) = panels_of(read.result, read.metrics)
+    assert (panel.reference, panel.cut) == (3.0, 10.0)
+    assert panel.low < 3.0
+    assert panel.high > 8.0, "the training loss is in the frame"
+    text = Page(write_report(run)).text
+    assert "3.000" in text
+    assert "No verdict yet" in text
 
 
 def test_a_directory_without_any_record_is_no_run(tmp_path: Path) -> None:

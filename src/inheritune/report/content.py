@@ -30,7 +30,7 @@ from inheritune.report.sections import (
 )
 from inheritune.report.table import colour_names, dict_of, models_of, table_rows, training_of
 from inheritune.report.table4 import table4_rows
-from inheritune.result import title_of
+from inheritune.result import scores, title_of
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,25 @@ def _meaning(name: str, init: str) -> str:
     return meaning + (f"; of {layers_in_words(layers)}" if layers else "")
 
 
+def _so_far(run: Path, result: dict[str, Any]) -> dict[str, Any]:
+    """A result, of a run that is not over with what was measured so far: of the reference and the cut, say."""
+    if result.get("state") == "done" or "reference" in result or not (run / "losses").is_dir():
+        return result
+    found = {}
+    for path in sorted((run / "losses").glob("*.json")):
+        name = name_of_stem(path.stem)
+        if name.startswith("round-"):  # they have a section of their own
+            continue
+        record = read_record(run, f"losses/{path.name}", dict, {})
+        try:
+            measured = scores(dict_of(record.get("sets")))
+            found[name] = {"layers": record.get("layers"), "parameters": record.get("parameters"), **measured}
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError):
+            continue
+    own = {name: found.pop(name) for name in ("reference", "target") if name in found}
+    return {**result, **own, "controls": found}
+
+
 _NO_CONTROLS = ("reference", "cut", "target")
 """Models of a run that are no trained controls; a foreign file may be called so."""
 
@@ -85,8 +104,9 @@ _NO_CONTROLS = ("reference", "cut", "target")
 def _control_files(run: Path, result: Mapping[str, Any]) -> dict[str, str]:
     """For each trained control, random init last, its metrics file: those of the record, else those there are."""
     names = list(dict_of(result.get("controls")))
-    if not [name for name in names if name != "cut"] and result.get("state") != "done":
-        names = sorted(name_of_stem(path.name) for path in (run / "controls").glob("*/"))
+    if result.get("state") != "done":
+        there = sorted(name_of_stem(path.name) for path in (run / "controls").glob("*/"))
+        names = list(dict.fromkeys([*names, *there]))
     stems = {name: stem for name in names if name not in _NO_CONTROLS and (stem := file_stem(name)) is not None}
     return {name: f"controls/{stems[name]}/metrics.jsonl" for name in sorted(stems, key=lambda name: name == "random")}
 
@@ -218,7 +238,7 @@ def read_run(run: Path) -> RunRecords:
     """
     check_runs([run])
     gaps: dict[str, str] = {}
-    result = read_record(run, "result.json", dict, gaps)
+    result = _so_far(run, read_record(run, "result.json", dict, gaps))
     recipe = read_record(run, "recipe.yaml", str, gaps)
     controls = _control_files(run, result)
     files = {"target": "metrics.jsonl", **controls}

@@ -163,16 +163,19 @@ def panels_of(result: Mapping[str, Any], metrics: Mapping[str, list[Any]]) -> li
             number_of(by_set(models.get(model, {}), "validation_losses", judge).get(name))
             for model in ("reference", "cut")
         )
-        # Every loss starts high and falls fast: a frame that held the first points would flatten all that matters.
-        longest = max(points[-1][0] for points in lines.values())
-        inside = [y for points in lines.values() for x, y in points if x >= 0.2 * longest or len(points) == 1]
-        inside += [reference] if reference is not None else []
-        low, high = min(inside), max(inside)
-        if cut is not None and low <= cut <= low + 2 * (high - low):
-            high = max(high, cut)
-        margin = 0.08 * (high - low) or 0.1
         # Training text is most like the judging set: against another set its loss would compare nothing.
         training = {model: _binned(points) for model, (points, _) in curves.items() if points and name == judge}
+        # Of a model that was not validated since it began its training loss is all there is to see.
+        shown = {model: points if len(points) > 1 else training.get(model, points) for model, points in lines.items()}
+        # Every loss starts high and falls fast: a frame that held the first points would flatten all that matters.
+        longest = max(points[-1][0] for points in shown.values())
+        inside = [y for points in shown.values() for x, y in points if x >= 0.2 * longest or len(points) == 1]
+        inside += [reference] if reference is not None else []
+        low, high = min(inside), max(inside)
+        # what is not far above them is worth the room
+        above = [points[0][1] for points in lines.values()] + ([cut] if cut is not None else [])
+        high = max([high, *(value for value in above if low <= value <= low + 2 * (high - low))])
+        margin = 0.08 * (high - low) or 0.1
         panels.append(Panel(name, tuple(metrics), lines, training, reference, cut, low - margin, high + margin))
     return panels
 
@@ -231,7 +234,8 @@ def _draw_panel(axes: Axes, panel: Panel, size: float) -> None:
 
     colours = _colours(panel)
     others = [model for model in panel.models if model not in _MARKS]
-    right = 1.015 * max(points[-1][0] for points in panel.lines.values()) or 1  # so that the last mark is drawn whole
+    # so that the last mark is drawn whole
+    right = 1.015 * max(points[-1][0] for points in (*panel.lines.values(), *panel.training.values())) or 1
     for model, points in panel.training.items():
         axes.plot(*zip(*points, strict=True), color=colours[model], linewidth=0.9, alpha=0.35)
     for model, points in panel.lines.items():

@@ -17,7 +17,7 @@ def model_card(model: PreTrainedModel, name: str, lineage: Record) -> str:
 
     Args:
         model: what is saved.
-        name: the title.
+        name: the directory's, and the title where no recipe has a name.
         lineage: as for `save`; its `recipe`, if any, is embedded whole.
     """
     front: Record = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["inheritune"]}
@@ -30,7 +30,7 @@ def model_card(model: PreTrainedModel, name: str, lineage: Record) -> str:
         front["datasets"] = datasets
     layers, size = len(block_list(model)[1]), parameters(model)
     lines = [
-        f"# {name}",
+        f"# {lineage.get('recipe', {}).get('name') or name}",
         "",
         f"A language model of {layers} layers and {size:,} parameters ({model.config.model_type}), made by inheritune.",
         "",
@@ -43,7 +43,7 @@ def model_card(model: PreTrainedModel, name: str, lineage: Record) -> str:
         "```python",
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
-        f"model = AutoModelForCausalLM.from_pretrained({name!r})",
+        f"model = AutoModelForCausalLM.from_pretrained({name!r})  # this directory",
         f"tokenizer = AutoTokenizer.from_pretrained({name!r})",
         "```",
     ]
