@@ -93,7 +93,7 @@ def _so_far(run: Path, result: dict[str, Any]) -> dict[str, Any]:
             found[name] = {"layers": record.get("layers"), "parameters": record.get("parameters"), **measured}
         except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError):
             continue
-    own = {name: found.pop(name) for name in ("reference", "target") if name in found}
+    own: dict[str, Any] = {name: found.pop(name) for name in ("reference", "target") if name in found}
     return {**result, **own, "controls": found}
 
 
