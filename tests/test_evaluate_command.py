@@ -360,6 +360,7 @@ def test_limits_are_said_in_everything_written(run: Path, mirror: Path) -> None:
         (("MODEL", "--batch_size", "0"), "--batch_size 0: must be 1 or more"),
         (("MODEL", "--dtype", "int8"), "--dtype int8: not one of bfloat16, float16, float32"),
         (("MODEL", "--device", "abacus"), "--device abacus: there is none"),
+        (("MODEL", "--device", "meta"), "--device meta: there is none"),
         (("MODEL", "--checkpoints"), "is no run directory, so it has no checkpoints"),
         (("MODEL", "MODEL"), "named twice; once is enough"),
         (("MODEL", "--revision", "main"), "a directory has no revision"),

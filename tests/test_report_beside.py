@@ -147,10 +147,13 @@ def test_bad_input_is_one_line_and_writes_nothing(
 ) -> None:
     one, other = map(str, two)
     (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("loop")
     before = sorted(tmp_path.rglob("*"))
     for words, complaint in (
         ([one, one, "--out", "both"], "named twice"),
         ([one, other, "--out", one], "is one of the runs"),
+        ([one, "--out", "/proc/none"], "--out /proc/none: cannot be made"),
+        ([one, "--out", str(tmp_path / "loop")], "cannot be made"),
         ([one, str(tmp_path / "none")], "not a run directory"),
         ([one, other, "--out", str(tmp_path / "file")], "a file, not a directory"),
         ([one, "--watch", "--pdf"], "--watch writes nothing; leave out --pdf"),

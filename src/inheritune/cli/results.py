@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from inheritune.cli.parsing import bare_parser, directory, plain, quiet
@@ -157,10 +157,13 @@ def _check_report(given: Namespace) -> None:
 
 
 def _check_out(out: Path) -> None:
-    """Refuse a directory that cannot be made, before a page is drawn for it."""
+    """Refuse a directory that the file system does not allow, before a page is drawn for it."""
     there = next(place for place in (out, *out.absolute().parents) if place.exists() or place.is_symlink())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK) or there.resolve().is_relative_to("/proc"):
-        raise Refused(f"--out {out}: cannot be made, because of {there}; give another")
+    try:
+        with TemporaryDirectory(prefix=".", dir=there):
+            pass
+    except OSError as error:
+        raise Refused(f"--out {out}: cannot be made ({error.strerror}); give another") from None
 
 
 def _watch(runs: list[Path], port: int) -> None:

@@ -192,7 +192,7 @@ def _device(word: str | None) -> torch.device:
     """The device of a word; without one the GPU, if there is one."""
     try:
         device = torch.device(word or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
+        torch.empty(1, device=device).item()  # `meta` has no values
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise Refused(f"--device {word}: there is none ({' '.join(str(error).split())[:120]}); give cpu") from None
     return device
