@@ -1,4 +1,4 @@
-"""What `inheritune plan` predicts of three shapes, against trainings of them: seconds a step, and memory.
+"""What `inheritune plan` predicts of four shapes, against trainings of them: seconds a step, and memory.
 
     python benchmarks/plan.py [--steps 20] [--turns 3] [--shapes NAME ...] [--out results/plan_1.json]
 
@@ -52,6 +52,14 @@ SHAPES: dict[str, dict[str, Any]] = {
             "tie_word_embeddings": True,
         },
         "batch_sequences": 8, "micro_batch_sequences": 4, "sequence_length": 512,
+    },
+    "smollm2": {
+        "config": {
+            "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 15,
+            "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152, "max_position_embeddings": 2048,
+            "tie_word_embeddings": True,
+        },
+        "batch_sequences": 8, "micro_batch_sequences": 4, "sequence_length": 256, "compile": "always",
     },
 }  # fmt: skip
 Record = dict[str, Any]
@@ -205,7 +213,7 @@ def train_config(shape: Record, *, max_steps: int | None) -> Any:
         max_steps=max_steps,
         validate_every_steps=10**9,
         checkpoint_every_steps=10**9,
-        compile="never",
+        compile=shape.get("compile", "never"),
     )
 
 

@@ -94,6 +94,31 @@ def test_a_run_is_its_target_reference_and_controls(
     assert not (Path(found.models[1].source) / "README.md").exists()
 
 
+@pytest.mark.parametrize(
+    ("recipe", "start"),
+    [
+        ("{}", "inherit"),
+        ("{inherit: {init: stack}}", "stack"),
+        ("{inherit: {init: attn}}", "inherit"),  # the cut has all parts
+        ("{grow: {choice: first}}", "inherit@3"),
+        ("{grow: {choice: last}}", "inherit@last-3"),
+    ],
+)
+def test_the_cut_is_a_control(run: Path, mirror: Path, llama_directory: Path, recipe: str, start: str) -> None:
+    (run / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    change(run / "result.json", target={"layers": 3}, controls={"cut": {"tokens_trained": 0}})
+    shutil.copytree(llama_directory, run / "starts" / "inherit@4")  # of a control with other layers
+    shutil.copytree(llama_directory, run / "starts" / start)
+    assert evaluate(run, "--suite", "boolq", mirror=mirror) == 0
+    found = record(run)
+    target, reference, cut = found.models
+    assert (cut.name, cut.role, cut.tokens_trained) == ("cut", "control", 0)
+    assert cut.source == str(run / "starts" / start)
+    assert ("target", "cut") in pairs(found)
+    assert found.scores["cut"] == found.scores["reference"]  # the same files, here
+    assert (target.role, reference.role) == ("target", "reference")
+
+
 def test_published_and_other_models_beside_it(
     run: Path, mirror: Path, llama_directory: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

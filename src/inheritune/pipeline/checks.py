@@ -226,7 +226,12 @@ def round_indices(recipe: Recipe, count: int, total: int) -> tuple[int, ...]:
 def round_word(recipe: Recipe, count: int) -> str:
     """What tells a round's start from those of others, in its name."""
     assert recipe.grow is not None
-    return str(count) if recipe.grow.choice == "first" else f"{recipe.grow.choice}-{count}"
+    return layers_word(recipe.grow.choice, count)
+
+
+def layers_word(choice: str, count: int) -> str:
+    """So many layers of a choice, as a start's name has them."""
+    return str(count) if choice == "first" else f"{choice}-{count}"
 
 
 def planned_steps(recipe: Recipe, prepared: Prepared) -> int:

@@ -15,9 +15,11 @@ from typing import Any
 
 import yaml
 
+from inheritune.arms import CUT
 from inheritune.errors import Failed, Refused
 from inheritune.evaluation.evaluating import Candidate, Settings, find
 from inheritune.pipeline.checkpoints import Saved, checkpoint_directories, exporter
+from inheritune.pipeline.checks import layers_word
 from inheritune.pipeline.recorded import recorded_reference
 from inheritune.reference import Reference
 from inheritune.report.records import file_stem
@@ -160,7 +162,7 @@ def _of_run(run: Path, settings: Settings, *, checkpoints: bool) -> tuple[list[C
         found += [reference] if reference is not None else []
     for name, control in dict_of(result.get("controls")).items() if not checkpoints else ():
         stem = file_stem(name)
-        directory = run / "controls" / (stem or "") / "model"
+        directory = _cut(run, result) if name == CUT else run / "controls" / (stem or "") / "model"
         if stem is not None and directory.is_dir():
             candidate = Candidate(name, str(directory), "control", tokens_trained=_tokens(control), run=str(run))
             found.append(_found(candidate, settings))
@@ -207,6 +209,16 @@ def _reference(run: Path, settings: Settings) -> Chosen | None:
     if found.tokenizer is None:
         raise Refused(f"{found.source}: has no tokenizer, so no text can be given to it; put its files beside it")
     return Chosen(Candidate("reference", found.source, "reference", revision=found.revision, run=str(run)), found)
+
+
+def _cut(run: Path, result: dict[str, Any]) -> Path:
+    """Where the control `cut` is: what the target starts from; in a growth, what the round that it is of does."""
+    recipe = _recipe(run)
+    whole = "stack" if dict_of(recipe.get("inherit")).get("init") == "stack" else "inherit"
+    layers = dict_of(result.get("target")).get("layers")
+    if (grow := dict_of(recipe.get("grow"))) and isinstance(layers, int):
+        whole += f"@{layers_word(grow.get('choice', 'first'), layers)}"
+    return run / "starts" / whole
 
 
 def _trusting(run: Path, settings: Settings) -> Settings:
