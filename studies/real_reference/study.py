@@ -14,16 +14,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import os
-import platform
 import shutil
+import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from inheritune import reference as references, surgery
+from inheritune import environment, reference as references, surgery
 from inheritune.config import DistillConfig, ObjectiveConfig, TrainConfig
 from inheritune.console import Console
 from inheritune.errors import Refused
@@ -41,7 +40,9 @@ Record = dict[str, Any]
 
 KEPT = 15
 SEQUENCE_LENGTH, BATCH_SEQUENCES, MICRO_BATCH = 256, 8, 4
-RATES = (5e-4, 1e-3, 2e-3)
+BATCH_TOKENS = SEQUENCE_LENGTH * BATCH_SEQUENCES
+RATES = (5e-4, 1e-3, 2e-3, 4e-3)
+SPEEDS = ("plain", "distilled")
 PHASES = ("reference", "screening", "rates", "main", "distilled")
 WORDS = {
     "first": "first:15",
@@ -86,18 +87,19 @@ def arms_of(phase: str, records: Path) -> list[Arm]:
             for name in compared
         ]
     best = compared[1]
-    short = Arm("distilled-speed", words[best], 81_920, rates[best], 0, distilled=True)
-    speeds = [speed(records / f"{name}.json") for name in ("distilled-speed", f"main-{best}-seed-0")]
-    if speeds[0] is None or speeds[1] is None:
-        return [short]
-    tokens = round(800_000 * speeds[0] / speeds[1])  # as many as take the time that the plain training took
-    return [short, Arm(f"distilled-{best}", words[best], tokens, rates[best], 0, distilled=True, validations=8)]
+    # Cores are shared with others, and an arm may meet a slow hour: speeds are those of two short arms in a row.
+    short = [Arm(f"speed-{name}", words[best], 81_920, rates[best], 0, name == "distilled") for name in SPEEDS]
+    seconds = [step_seconds(records / f"{one.name}.json") for one in short]
+    if seconds[0] is None or seconds[1] is None:
+        return short
+    tokens = round(800_000 * seconds[0] / seconds[1])  # as many as take the time that the plain training takes
+    return [*short, Arm(f"distilled-{best}", words[best], tokens, rates[best], 0, distilled=True, validations=8)]
 
 
-def speed(path: Path) -> float | None:
-    """Tokens a second of a recorded arm; None where it is not recorded yet."""
+def step_seconds(path: Path) -> float | None:
+    """The median of a recorded arm's steps; None where it is not recorded yet."""
     record = read_json(path)
-    return record["tokens"] / record["seconds"] if record is not None else None
+    return record["step_seconds"] if record is not None else None
 
 
 def development_loss(path: Path) -> float:
@@ -156,7 +158,7 @@ def train(arm: Arm, reference: Reference, prepared: Prepared, work: Path, record
     model.float()
     directory = work / arm.name
     directory.mkdir(exist_ok=True)
-    steps = -(-arm.tokens // (SEQUENCE_LENGTH * BATCH_SEQUENCES))
+    steps = -(-arm.tokens // BATCH_TOKENS)
     trainer = Trainer(
         model=model,
         prepared=prepared,
@@ -182,7 +184,9 @@ def train(arm: Arm, reference: Reference, prepared: Prepared, work: Path, record
     )
     trained = trainer.run()
     uncompile_blocks(model)
-    curve = [one for one in read_jsonl(directory / "metrics.jsonl") if one.get("kind") == "validation"]
+    lines = read_jsonl(directory / "metrics.jsonl")
+    curve = [one for one in lines if one.get("kind") == "validation"]
+    steps_taken = [one for one in lines if one.get("kind") == "step"]
     return {
         **dataclasses.asdict(arm),
         "layers": list(indices) if arm.word else None,
@@ -191,6 +195,7 @@ def train(arm: Arm, reference: Reference, prepared: Prepared, work: Path, record
         "tokens": trained.tokens,
         "flops": trained.flops,
         "seconds": round(trained.seconds, 1),
+        "step_seconds": statistics.median(BATCH_TOKENS / one["tokens_per_second"] for one in steps_taken),
         "compute_dtype": trained.compute_dtype,
         "trained": losses(model, prepared),
         "curve": [{"step": one["step"], "losses": one["losses"]} for one in curve],
@@ -209,7 +214,9 @@ def main() -> None:
     asked.records.mkdir(parents=True, exist_ok=True)
     asked.work.mkdir(parents=True, exist_ok=True)
     reference, prepared, console = references.find(asked.reference), open_prepared(asked.shards), Console()
-    hardware = {"processor": processor(), "threads": torch.get_num_threads()}
+    described = environment.describe()
+    keys = ("processor", "threads", "inheritune", "torch", "transformers", "commit")
+    hardware = {key: described[key] for key in keys}
     if asked.phase == "reference":
         record = {"fingerprint": reference.fingerprint, "shards": prepared.manifest["fingerprint"]}
         record["losses"] = losses(references.load(reference).float(), prepared)
@@ -231,15 +238,6 @@ def main() -> None:
             write_json(path, record | hardware | {"wall_seconds": round(time.monotonic() - began, 1)})
             shutil.rmtree(directory / "checkpoints", ignore_errors=True)
             console.line(f"{arm.name}: {record['trained']['held-out']['loss']:.3f}")
-
-
-def processor() -> str:
-    """The processor's name."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or os.uname().machine
 
 
 if __name__ == "__main__":
