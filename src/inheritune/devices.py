@@ -65,8 +65,8 @@ ON_CPUS = {
         0.15,
         0.35,
         0.75,
-        "of a large product's rate 19% to 27% with AMX, whose rate is far higher (docs/performance.md, bfloat16), 55% to "
-        "67% without (docs/records/smollm2)",
+        "of a large product's rate 19% to 27% with AMX, whose rate is far higher (docs/performance.md, bfloat16), 55% "
+        "to 67% without (docs/records/smollm2)",
     ),
 }
 
