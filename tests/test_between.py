@@ -102,7 +102,7 @@ def test_a_model_of_its_own_is_measured() -> None:
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError, Interrupted])
-def test_random_states_are_as_they_were(error: type[Exception] | None) -> None:
+def test_random_states_are_as_they_were(error: type[BaseException] | None) -> None:
     def measure(*_: Any) -> Reading:
         stir()
         if error is not None:

@@ -119,6 +119,19 @@ def test_the_cut_is_a_control(run: Path, mirror: Path, llama_directory: Path, re
     assert (target.role, reference.role) == ("target", "reference")
 
 
+def test_a_control_that_cannot_be_had_is_left_out_and_said(
+    run: Path, mirror: Path, llama_directory: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(llama_directory, run / "starts" / "inherit")
+    (run / "starts" / "inherit" / "model.safetensors").unlink()
+    shutil.rmtree(run / "controls")
+    assert evaluate(run, "--suite", "boolq", mirror=mirror) == 0
+    assert [model.name for model in record(run).models] == ["target", "reference"]
+    told = capfd.readouterr().err
+    assert f"the control cut of {run} is left out: {run}/starts/inherit" in told
+    assert f"the control random:2x of {run} is left out: there is no {run}/controls/random-2x/model" in told
+
+
 def test_published_and_other_models_beside_it(
     run: Path, mirror: Path, llama_directory: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -243,7 +256,7 @@ def test_a_reference_that_is_gone_or_another_is_left_out(
     change(run / "reference.json", **keys)
     assert evaluate(run, "--suite", "piqa", mirror=mirror) == 0
     assert [model.role for model in record(run).models] == ["target", "control"]
-    (line,) = [one for one in capfd.readouterr().err.splitlines() if "left out" in one]
+    (line,) = [one for one in capfd.readouterr().err.splitlines() if "the reference of" in one]
     assert line.startswith(f"  the reference of {run} is left out: ")
     assert why in line
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
+import math
 import os
 import re
 import shutil
@@ -28,6 +30,7 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
 )
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from inheritune import pipeline, recipe as recipes
 from inheritune.cli import main
@@ -146,9 +149,17 @@ def metadata(words: tuple[list[str], list[str]]) -> Metadata:
 
 
 def write(
-    path: Path, keys: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], kind: str, architecture: str = "llama"
+    path: Path,
+    keys: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    kind: str,
+    architecture: str = "llama",
+    others: Mapping[str, torch.Tensor] | None = None,
 ) -> Path:
-    """A GGUF file: matrices as `kind`, the embedding as Q8_0 (where `kind` is a quantised one), norms as they are."""
+    """A GGUF file: matrices as `kind`, the embedding as Q8_0 (where `kind` is a quantised one), norms as they are.
+
+    `others` stand in it under their own names, in float32.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = gguf.GGUFWriter(path, architecture)
     add(writer, keys)
@@ -156,6 +167,8 @@ def write(
         stored = kind_of(name, kind)
         packed = gguf.quants.quantize(turned(name, tensor).contiguous().numpy(), stored)
         writer.add_tensor(named(name), packed, raw_dtype=stored)
+    for name, tensor in (others or {}).items():
+        writer.add_tensor(name, tensor.float().numpy())
     finish(writer)
     return path
 
@@ -364,6 +377,28 @@ def test_a_directory_that_is_not_as_it_was_written_is_made_again(file: Path) -> 
     assert find(str(file)).fingerprint == before
 
 
+def test_one_that_waits_and_is_stopped_leaves_the_others_work_alone(
+    file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    half = cache / ".making" / "made" / "model.safetensors"
+    half.parent.mkdir(parents=True)
+    half.touch()
+    with (cache / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        real = fcntl.flock
+
+        def flock(lock: Any, how: int) -> None:
+            if how == fcntl.LOCK_EX:
+                raise KeyboardInterrupt
+            real(lock, how)
+
+        monkeypatch.setattr(fcntl, "flock", flock)
+        with pytest.raises(KeyboardInterrupt):
+            find(str(file))
+    assert half.exists()
+    assert f"{file}: waiting for another process" in caplog.text
+
+
 def test_what_a_killed_one_left_does_no_harm(file: Path, cache: Path) -> None:
     (cache / ".making" / "made").mkdir(parents=True)
     (cache / ".making" / "made" / "stray").touch()
@@ -414,6 +449,7 @@ def test_a_file_of_a_hub_id(file: Path, tmp_path: Path, monkeypatch: pytest.Monk
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text(COMMIT)
     found = find("org/tiny-GGUF", None, False, file.name)
+    assert found.license == "apache-2.0"
     assert (found.source, found.revision, found.hub_id) == ("org/tiny-GGUF", COMMIT, "org/tiny-GGUF")
     assert describe(found)["reference_file"] == file.name
     assert file.name in refused("org/tiny-GGUF", None, False, "other.gguf")
@@ -423,6 +459,15 @@ def test_a_file_of_a_hub_id(file: Path, tmp_path: Path, monkeypatch: pytest.Monk
     again = recorded_reference(run, reference="x", revision=None, trust_remote_code=False)
     assert again is not None
     assert (again.file, again.fingerprint) == (file.name, found.fingerprint)
+
+
+def test_the_licence_of_a_file_is_its_repositorys(tmp_path: Path, keys: Metadata, monkeypatch: Any) -> None:
+    del keys["general.license"]
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    snapshot = tmp_path / "hub" / "models--org--tiny" / "snapshots" / COMMIT
+    write(snapshot / "Q8_0" / "model.gguf", keys, weights(), "Q8_0")
+    (snapshot / "README.md").write_text("---\nlicense: mit\n---\n")
+    assert find("org/tiny", COMMIT, False, "Q8_0/model.gguf").license == "mit"
 
 
 def test_a_recipe_names_a_file_of_its_reference(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -567,6 +612,84 @@ def test_text_is_prepared_with_a_files_tokenizer(file: Path, tmp_path: Path) -> 
     words = ["prepare", str(text), "--tokenizer", str(file), "--validation_share", "0", "--development_share", "0"]
     assert main([*words, "--workers", "1", "--out", str(tmp_path / "shards")]) == 0
     assert json.loads((tmp_path / "shards" / "manifest.json").read_text())["tokenizer"]["vocabulary"] == VOCABULARY
+
+
+# ---- what transformers does not read
+
+
+def llama3(factor: float, context: int) -> torch.Tensor:
+    """What llama.cpp's converter writes of Llama 3's scaling: each frequency over transformers' own scaled one."""
+    config = LlamaConfig(
+        hidden_size=WIDTH,
+        num_attention_heads=HEADS,
+        rope_parameters={
+            **{"rope_type": "llama3", "rope_theta": 500_000.0, "factor": factor, "low_freq_factor": 1.0},
+            **{"high_freq_factor": 4.0, "original_max_position_embeddings": context},
+        },
+    )
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+    size = WIDTH // HEADS
+    plain = 500_000.0 ** -(torch.arange(0, size, 2) / size)
+    return plain / scaled
+
+
+@pytest.mark.parametrize(("factor", "context", "stated"), [(8.0, 8192, False), (32.0, 8192, False), (4.0, 2048, True)])
+def test_llama_3s_frequencies_are_carried_over(
+    factor: float, context: int, stated: bool, tmp_path: Path, keys: Metadata
+) -> None:
+    keys |= {"llama.rope.freq_base": 500_000.0}
+    keys |= {"llama.rope.scaling.original_context_length": context} if stated else {}
+    divided = llama3(factor, context)
+    assert divided.max() > 1
+    file = write(tmp_path / "model.gguf", keys, weights(), "Q8_0", others={"rope_freqs.weight": divided})
+    found = find(str(file))
+    rope = found.config.get_text_config().rope_parameters
+    assert (rope["rope_type"], rope["factor"]) == ("llama3", pytest.approx(factor, rel=1e-5))
+    plain = 500_000.0 ** -(torch.arange(0, WIDTH // HEADS, 2) / (WIDTH // HEADS))
+    assert load(found).model.rotary_emb.inv_freq.allclose(plain / divided, rtol=1e-4)
+    assert dequantising.config_in(str(file), file).get_text_config().rope_parameters == rope
+    assert not lost(found)
+
+
+def test_factors_of_one_scale_nothing(tmp_path: Path, keys: Metadata) -> None:
+    ones = torch.ones(WIDTH // HEADS // 2)
+    found = find(str(write(tmp_path / "model.gguf", keys, weights(), "Q8_0", others={"rope_freqs.weight": ones})))
+    assert found.config.get_text_config().rope_parameters["rope_type"] == "default"
+
+
+@pytest.mark.parametrize("kind", [None, "linear"])
+def test_linear_scaling_is_carried_over(kind: str | None, tmp_path: Path, keys: Metadata) -> None:
+    keys |= {"llama.rope.freq_base": 10_000.0, "llama.rope.scaling.factor": 4.0}
+    keys |= {"llama.rope.scaling.type": kind} if kind else {}
+    found = find(str(write(tmp_path / "model.gguf", keys, weights(), "Q8_0")))
+    assert found.config.get_text_config().rope_parameters["rope_type"] == "linear"
+    plain = 10_000.0 ** -(torch.arange(0, WIDTH // HEADS, 2) / (WIDTH // HEADS))
+    assert load(found).model.rotary_emb.inv_freq.allclose(plain / 4)
+
+
+BIAS = {f"blk.{block}.attn_q.bias": torch.ones(WIDTH) for block in range(LAYERS)}
+OTHER_MODELS: dict[str, tuple[Metadata, Mapping[str, torch.Tensor], str]] = {
+    "yarn": ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}, {}, "rope.scaling.type is yarn"),
+    "shrunk": ({"llama.rope.scaling.factor": 0.5}, {}, "rope.scaling.factor is 0.5"),
+    "factors": ({}, {"rope_freqs.weight": torch.linspace(1, 3, WIDTH // HEADS // 2)}, "that are not Llama 3's"),
+    "no numbers": ({}, {"rope_freqs.weight": torch.full((8,), math.nan)}, "that are not Llama 3's"),
+    "long": ({}, {"rope_factors_long.weight": torch.ones(8)}, "8 values that .* such as rope_factors_long.weight"),
+    "biases": ({}, BIAS, "192 values that transformers does not read, such as blk.0.attn_q.bias"),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_MODELS)
+def test_what_would_be_another_model_is_refused(case: str, tmp_path: Path, keys: Metadata, cache: Path) -> None:
+    changes, others, words = OTHER_MODELS[case]
+    file = write(tmp_path / "model.gguf", keys | changes, weights(), "Q8_0", others=others)
+    assert re.search(f"{words}.*would be another model; give the model as a Hugging Face directory", refused(file))
+    assert not [path for path in cache.glob("*") if path.name != ".lock"]
+
+
+def test_blocks_that_predict_further_tokens_are_left_out_and_said(tmp_path: Path, keys: Metadata) -> None:
+    others = {f"blk.{LAYERS}.nextn.eh_proj.weight": torch.ones(WIDTH, 2 * WIDTH)}
+    found = find(str(write(tmp_path / "model.gguf", keys, weights(), "Q8_0", others=others)))
+    assert lost(found) == ["1 tensors of blocks that predict further tokens are left out"]
 
 
 # ---- what is lost

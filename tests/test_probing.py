@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import Lfm2Config, Lfm2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from inheritune import cli, pipeline, probing, recipe as recipes, surgery
-from inheritune.config import Recipe, TrainConfig
+from inheritune.config import InheritConfig, Recipe, TrainConfig
 from inheritune.console import Console
 from inheritune.distributed import World
 from inheritune.errors import Failed, Interrupted, Refused
-from inheritune.pipeline.probing import layers_asked
+from inheritune.pipeline import layer_choice
+from inheritune.pipeline.probing import layers_asked, most_parameters, possible
 from inheritune.probing import Candidate, Probe, Rung, candidates, in_words, least_tokens, rungs
 from inheritune.reference import find
 from inheritune.run_directory import read_json, read_jsonl, write_json
@@ -373,6 +374,41 @@ def test_a_kill_at_the_very_end_costs_nothing(probed: Path, tmp_path: Path) -> N
     assert b"## Results" in (run / "model" / "README.md").read_bytes()
 
 
+def begun(run: Path, probed: Path, *gone: str) -> None:
+    """A run that was killed after its probe, some of its files gone."""
+    shutil.copytree(probed, run)
+    for name in ("result.json", *gone):
+        (run / name).unlink()
+
+
+def test_the_models_that_it_began_with_go_even_after_a_kill(probed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    begun(run, probed)
+    (run / "probe" / "starts" / "first-2").mkdir(parents=True)
+    pipeline.run(recipes.load_recipe(str(run / "recipe.yaml")), run, console=Silent(), until="inherit")
+    assert not (run / "probe" / "starts").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "record", "gone"),
+    [
+        ("layer_choice.json", {}, []),
+        ("layer_choice.json", {"measure": "probe", "tokens": 9, "layers": [1, 0]}, []),
+        ("layer_choice.json", {"measure": "guess", "tokens": 9, "layers": [0, 1]}, []),
+        ("probe/turning.json", {"chosen": {"influence:2": [None]}}, ["layer_choice.json"]),
+        ("probe/turning.json", [], ["layer_choice.json"]),
+        ("probe/probe.json", {"candidates": [{"name": "first:2"}]}, ["layer_choice.json"]),
+        ("probe/probe.json", [], ["layer_choice.json"]),
+    ],
+)
+def test_a_damaged_record_is_named(probed: Path, tmp_path: Path, name: str, record: Any, gone: list[str]) -> None:
+    run = tmp_path / "run"
+    begun(run, probed, *gone)
+    write_json(run / name, record)
+    with pytest.raises(Failed, match=f"{name}: damaged, .*; delete it and give the same command again"):
+        pipeline.run(recipes.load_recipe(str(run / "recipe.yaml")), run, console=Silent(), until="inherit")
+
+
 def test_a_candidate_that_cannot_be_proven_is_left_out(
     written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -459,6 +495,38 @@ def test_a_run_that_was_stopped_while_it_probed_goes_on(written: Path, tmp_path:
     assert without_times(next(again)) == without_times(next(again))
 
 
+def test_a_reference_that_changes_while_it_is_probed_is_noticed(
+    written: Path, tmp_path: Path, llama_directory: Path
+) -> None:
+    class Stopping(Silent):
+        def line(self, text: str) -> None:
+            if "nats a token after" in text:
+                raise KeyboardInterrupt
+
+    reference, out = tmp_path / "reference", tmp_path / "run"
+    shutil.copytree(llama_directory, reference)
+    recipe = loaded(written, "--reference", str(reference))
+    with pytest.raises(Interrupted):
+        pipeline.run(recipe, out, console=Stopping())
+    weights = reference / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    with pytest.raises(Refused, match="its weights changed since this run began"):
+        pipeline.run(recipe, out, console=Silent())
+    assert (out / "data" / "manifest.json").exists()
+
+
+def test_what_a_pass_over_tokens_refuses_leaves_the_data(
+    written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise Refused("its layers cannot be told apart")
+
+    monkeypatch.setattr(layer_choice, "measured_turning", refuse)
+    with pytest.raises(Failed, match=r"cannot be told apart; the prepared data is kept, name it as data\.prepared"):
+        pipeline.run(loaded(written, "--inherit.layers", "influence:2"), tmp_path / "run", console=Silent())
+    assert (tmp_path / "run" / "data" / "manifest.json").exists()
+
+
 def command(*words: str) -> int:
     """On a rank: a command line; gives its exit code."""
     return cli.main(words)
@@ -485,6 +553,30 @@ def test_a_budget_in_parameters_is_the_most_layers_within_it(llama_directory: Pa
             assert layers_asked(loaded(written, "--inherit.layers", word).inherit, reference) == expected
     word = f"probe:{(sizes[2] - 1) / 1e3:.3f}K"
     assert layers_asked(loaded(written, "--inherit.layers", word).inherit, reference) == 2
+
+
+def test_no_candidate_is_larger_than_the_budget(tmp_path: Path) -> None:
+    """Blocks that differ in size: as many layers as a prefix has within the budget may elsewhere be more."""
+    config = Lfm2Config(
+        vocab_size=320,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=6,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        layer_types=["full_attention"] * 3 + ["conv"] * 3,
+    )
+    Lfm2ForCausalLM(config).save_pretrained(tmp_path)
+    reference = find(str(tmp_path))
+    among = candidates(6, [3])
+    sizes = {one.name: surgery.plan_cut(reference, one.layers).parameters for one in among}
+    most = sizes["first:3"]
+    assert max(sizes.values()) > most
+    assert {one.name for one in possible(reference, among)} == set(sizes)
+    kept = {one.name for one in possible(reference, among, most)}
+    assert kept == {name for name, size in sizes.items() if size <= most} < set(sizes)
+    assert most_parameters(InheritConfig(layers="probe:1.5B")) == 1_500_000_000
+    assert most_parameters(InheritConfig(layers="probe:3")) is None
 
 
 BAD = [
@@ -522,3 +614,7 @@ def test_a_budget_that_trains_candidates_longer_than_the_target_is_refused(writt
     with pytest.raises(Failed, match="give fewer, or train the target longer"):
         pipeline.run(loaded(written, *flags), tmp_path / "run", console=Silent())
     assert probing.MOST_OF_A_COUNT == 7
+    with pytest.raises(Failed, match=r"steps, the target for 1; train the target longer"):
+        pipeline.run(
+            loaded(written, "--train.max_steps", "1", "--train.warmup_steps", "0"), tmp_path / "other", console=Silent()
+        )

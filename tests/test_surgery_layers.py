@@ -82,6 +82,8 @@ def test_what_is_no_such_word_is_refused(word: Any) -> None:
     ("word", "complaint"),
     [
         ("0,5", "'0,5' is not possible: the reference has layers 0 to 4"),
+        ("1 3", "'1 3' is not possible: put a comma between layers"),
+        ("first:1 2", "put a comma between layers"),
         ("5-6", "the reference has layers 0 to 4"),
         ("0-9999999", "the reference has layers 0 to 4"),
         ("3-1", "3-1 holds no layer; both ends are included"),

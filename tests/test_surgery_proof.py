@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from inheritune.errors import Failed, InherituneError
+from inheritune.errors import Failed, InherituneError, Interrupted
 from inheritune.reference import Reference
 from inheritune.surgery import directory as directories, inherit, proof, prove
 from tiny import TOKENS, one_line, saved
@@ -296,3 +296,14 @@ def test_one_byte_that_changes_after_writing_is_seen(
     with pytest.raises(Failed, match="differs"):
         inherit(pairs("llama", (1, 4)).reference, (1, 4), tmp_path / "out", token_ids=TOKENS)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stop_is_no_failure_of_generation() -> None:
+    class Target:
+        def generate(self, *_: Any, **__: Any) -> None:
+            raise Interrupted("stopped by SIGTERM", 143)
+
+    target: Any = Target()
+    with pytest.raises(Interrupted):
+        proof._generation(target, torch.zeros(1, 8, dtype=torch.long))
+    assert not issubclass(Interrupted, Exception), "libraries would take it for an error of theirs"

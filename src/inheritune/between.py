@@ -83,8 +83,6 @@ class Between:
                 return self.measure(model, step, tokens)
         except _Left:
             return None
-        except Interrupted:
-            raise
         except Exception as error:  # libraries raise their own, out of memory among them; a training outlives them all
             return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 

@@ -52,7 +52,7 @@ class World:
         """Do some work on rank 0 alone; every rank gets its value, or its error. The others wait, without a timeout.
 
         Raises:
-            InherituneError: what the work raised; where it raised anything else, the other ranks fail.
+            InherituneError, Interrupted: what the work raised; where it raised anything else, the other ranks fail.
         """
         if self.size == 1:
             return work()
@@ -83,10 +83,10 @@ class World:
         return values
 
 
-def _mirrored(kind: str, content: tuple[str, int]) -> InherituneError:
+def _mirrored(kind: str, content: tuple[str, int]) -> InherituneError | Interrupted:
     """Rank 0's error on another rank, which does not say it again."""
     message, code = content
-    error: InherituneError
+    error: InherituneError | Interrupted
     if kind == "Refused":
         error = Refused(message)
     elif kind in ("Interrupted", "KeyboardInterrupt"):

@@ -28,8 +28,15 @@ class Diverged(Failed):
     """A training that goes nowhere: too many steps in a row were skipped, or its loss is not finite."""
 
 
-class Interrupted(InherituneError):
-    """Ctrl-C (130) or SIGTERM (143), after a checkpoint was written."""
+class Interrupted(BaseException):
+    """Ctrl-C (130) or SIGTERM (143), after a checkpoint was written; like KeyboardInterrupt no Exception.
+
+    It comes out of any line at all, those of libraries included, whose `except Exception` would take it for an error of
+    what they just did, and go on.
+    """
+
+    said = False
+    """Whether another rank says it."""
 
     def __init__(self, message: str, exit_code: int = 130) -> None:
         super().__init__(message)

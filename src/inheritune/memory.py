@@ -111,7 +111,7 @@ def predicted(
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 return _run(config, train, backend=backend, **settings)
-        except InherituneError:  # a stop, or what eager blocks would not change
+        except InherituneError:  # what eager blocks would not change
             raise
         except Exception as error:  # dynamo's and the partitioner's are of many kinds
             _LOG.info("%s: eager blocks are counted for compiled ones: %r", config.model_type, error)

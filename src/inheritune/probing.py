@@ -228,8 +228,11 @@ class Probe:
     def _read(self) -> dict[str, Record]:
         """What is known of each candidate, by name."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        held = read_json(self.directory / _RECORD) or {"candidates": []}
-        known = {one["name"]: one for one in held["candidates"]}
+        held = read_json(self.directory / _RECORD)
+        if held is not None and not _is_record(held):
+            what = f"{self.directory / _RECORD}: damaged, no record of candidates"
+            raise Failed(f"{what}; delete it and give the same command again")
+        known = {one["name"]: one for one in held["candidates"]} if held is not None else {}
         fresh: Record = {"untrained": None, "losses": [], "steps": 0, "tokens": 0, "flops": 0.0, "seconds": 0.0}
         return {
             one.name: known.get(one.name, {"name": one.name, "layers": list(one.layers), **fresh})
@@ -383,6 +386,15 @@ def in_words(record: Record) -> str:
     return (
         f"{record['chosen']} is best of {len(record['candidates'])} candidates after {record['tokens']:,} tokens of "
         f"training in all: {best:.3f} nats a token on the {record['set']} set{ahead}; layers {layers}"
+    )
+
+
+def _is_record(held: Any) -> bool:
+    """Whether a record has what is taken from it of each candidate."""
+    found = held.get("candidates") if isinstance(held, dict) else None
+    return isinstance(found, list) and all(
+        isinstance(one, dict) and isinstance(one.get("name"), str) and isinstance(one.get("losses"), list)
+        for one in found
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from lm_eval.evaluator import evaluate as harness_evaluate
 
-from inheritune.errors import Failed, Interrupted, Refused
+from inheritune.errors import Failed, Refused
 from inheritune.evaluation.language_model import EvaluatedModel
 from inheritune.evaluation.mirror import one_line
 from inheritune.evaluation.tasks import Task, quiet
@@ -41,7 +41,7 @@ def measure(model: EvaluatedModel, task: Task) -> TaskScores:
             found = harness_evaluate(model, {"tasks": {task.name: task.built}}, samples=chosen, bootstrap_iters=0)
             assert found is not None
             return _scores(model, task, found, started)
-    except (Interrupted, Refused):
+    except Refused:
         raise
     except Exception as error:  # a task's own code, and the harness's, may raise anything
         raise Failed(f"{task.name}: it could not be evaluated: {one_line(error)}") from error

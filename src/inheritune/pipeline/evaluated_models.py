@@ -163,9 +163,13 @@ def _of_run(run: Path, settings: Settings, *, checkpoints: bool) -> tuple[list[C
     for name, control in dict_of(result.get("controls")).items() if not checkpoints else ():
         stem = file_stem(name)
         directory = _cut(run, result) if name == CUT else run / "controls" / (stem or "") / "model"
-        if stem is not None and directory.is_dir():
-            candidate = Candidate(name, str(directory), "control", tokens_trained=_tokens(control), run=str(run))
+        candidate = Candidate(name, str(directory), "control", tokens_trained=_tokens(control), run=str(run))
+        try:
+            if stem is None or not directory.is_dir():
+                raise Refused(f"there is no {directory}")
             found.append(_found(candidate, settings))
+        except Refused as error:
+            told.append(f"  the control {name} of {run} is left out: {error}")
     return found, told
 
 

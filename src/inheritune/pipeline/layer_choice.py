@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,43 @@ _SAID = {
 
 
 def read(run: Path) -> Record | None:
-    """A run's choice of layers, where one was measured."""
-    record: Record | None = read_json(run / _NAME)
-    return read_json(run / _EARLIER) if record is None else record
+    """A run's choice of layers, where one was measured.
+
+    Raises:
+        Failed: the record is no such choice.
+    """
+    for name in (_NAME, _EARLIER):
+        record: Any = read_json(run / name)
+        if record is None:
+            continue
+        if not _is_choice(record):
+            raise Failed(
+                f"{run / name}: damaged, it names no choice of layers; delete it and give the same command again"
+            )
+        found: Record = record
+        return found
+    return None
+
+
+def _is_choice(record: Any) -> bool:
+    """Whether a record has what later stages take from it."""
+    known = isinstance(record, dict) and record.get("measure", "influence") in _SAID
+    return known and isinstance(record.get("tokens"), int) and are_layers(record.get("layers"))
+
+
+def are_layers(found: Any) -> bool:
+    """Whether a record's value is a choice of layers: indices in ascending order."""
+    whole = isinstance(found, list) and bool(found) and all(type(index) is int and index >= 0 for index in found)
+    return whole and found == sorted(set(found))
+
+
+@contextlib.contextmanager
+def kept_data() -> Iterator[None]:
+    """What a pass over tokens refuses comes when data is prepared, which a refusal would take with it."""
+    try:
+        yield
+    except Refused as error:
+        raise Failed(f"{error}; the prepared data is kept, name it as data.prepared") from error
 
 
 def write(run: Path, record: Record) -> None:

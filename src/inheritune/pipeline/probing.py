@@ -36,7 +36,7 @@ def check(recipe: Recipe, reference: Reference) -> None:
         Refused: no such number of layers, no candidate that can be cut, a budget that is too small.
     """
     count = layers_asked(recipe.inherit, reference)
-    if not possible(reference, candidates(reference.layers, [count])):
+    if not possible(reference, candidates(reference.layers, [count]), most_parameters(recipe.inherit)):
         surgery.plan_cut(reference, tuple(range(count)))  # says why
         raise Refused(f"inherit.layers: {recipe.inherit.layers}: no choice of {count} layers can be cut")
     asked, least = recipe.inherit.probe_tokens, least_tokens(MOST_OF_A_COUNT, _step_tokens(recipe))
@@ -52,18 +52,27 @@ def layers_asked(inherit: InheritConfig, reference: Reference) -> int:
         Refused: there is no such N.
     """
     word = str(inherit.layers)
-    size = word.partition(":")[2].strip()
-    if size.isdigit():
-        return surgery.measured(word, reference.layers)[1]
     try:
-        most = int(TokenCount(size))
+        most = most_parameters(inherit)
     except ValueError:
         forms = f"probe:N with 1 to {reference.layers} layers, or with the most parameters, such as probe:1.5B"
         raise Refused(f"layers: {word!r} is not possible; give {forms}") from None
+    if most is None:
+        return surgery.measured(word, reference.layers)[1]
     sizes = references.prefix_parameters(reference.skeleton)
     if sizes[0] > most:
         raise Refused(f"layers: {word!r} is not possible: one layer of {reference.source} has {sizes[0]:,} parameters")
     return sum(size <= most for size in sizes)
+
+
+def most_parameters(inherit: InheritConfig) -> int | None:
+    """The size of `probe:90M`; None of `probe:N`.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    size = str(inherit.layers).partition(":")[2].strip()
+    return None if size.isdigit() else int(TokenCount(size))
 
 
 def budget(recipe: Recipe, steps: int, count: int) -> int:
@@ -72,15 +81,22 @@ def budget(recipe: Recipe, steps: int, count: int) -> int:
     return recipe.inherit.probe_tokens or max(steps * step_tokens // _SHARE, least_tokens(count, step_tokens))
 
 
-def possible(reference: Reference, among: Iterable[Candidate]) -> list[Candidate]:
-    """Those that can be cut from the reference."""
+def possible(reference: Reference, among: Iterable[Candidate], most: int | None = None) -> list[Candidate]:
+    """Those that can be cut from the reference.
+
+    Args:
+        reference: its weights are not read.
+        among: choices of its layers.
+        most: parameters that they may have, if there is a bound: blocks may differ in size.
+    """
     found = []
     for one in among:
         try:
-            surgery.plan_cut(reference, one.layers)
+            cut = surgery.plan_cut(reference, one.layers)
         except Refused:
             continue
-        found.append(one)
+        if most is None or cut.parameters <= most:
+            found.append(one)
     return found
 
 
@@ -93,17 +109,17 @@ def probed(run: Run, models: Models, reference: Reference, prepared: Prepared) -
         found = probe.run()
         run.console.line(f"  {in_words(found)}")
         record = run.world.on_main(lambda: _record(run, found))
+    run.world.on_main(lambda: shutil.rmtree(run.directory / _FOLDER / "starts", ignore_errors=True))
     return tuple(record["layers"])
 
 
 def _record(run: Run, found: Record) -> Record:
-    """Note what was chosen and what it cost; nothing of it is needed any more but the records."""
+    """Note what was chosen and what it cost."""
     costs = {name: found[name] for name in ("seconds", "tokens", "flops")}
     run.note("probe", {**costs, "candidates": len(found["candidates"]), **_consumption(found["candidates"])})
     record = {"measure": surgery.PROBE, "layers": found["layers"], "tokens": found["tokens"], "set": "train"}
     record = {**record, **_measured(run), "probe": found}
     layer_choice.write(run.directory, record)
-    shutil.rmtree(run.directory / _FOLDER / "starts", ignore_errors=True)
     return record
 
 
@@ -119,8 +135,26 @@ def _consumption(candidates: list[Record]) -> Record:
 
 def _measured(run: Run) -> Record:
     """What the blocks do to the hidden state, as the candidates of that kind were chosen by."""
-    held = read_json(run.directory / _FOLDER / "turning.json")
+    held = _turning(run)
     return {name: held[name] for name in ("influence", "angular")} if held is not None else {}
+
+
+def _turning(run: Run) -> Record | None:
+    """What the blocks do to the hidden state and which were chosen by that; None where it was not measured yet.
+
+    Raises:
+        Failed: it is no such record.
+    """
+    path = run.directory / _FOLDER / "turning.json"
+    record: Any = read_json(path)
+    if record is None:
+        return None
+    chosen = record.get("chosen") if isinstance(record, dict) else None
+    whole = isinstance(chosen, dict) and all(map(layer_choice.are_layers, chosen.values()))
+    if not whole or not all(isinstance(record.get(name), list) for name in ("influence", "angular")):
+        raise Failed(f"{path}: damaged, no record of what blocks do; delete it and give the same command again")
+    found: Record = record
+    return found
 
 
 def _probe(run: Run, models: Models, reference: Reference, prepared: Prepared) -> Probe:
@@ -135,7 +169,8 @@ def _probe(run: Run, models: Models, reference: Reference, prepared: Prepared) -
     longest = max((rung.steps for rung in rungs(len(found), tokens, step_tokens)), default=0)
     if longest > steps:
         what = f"with {tokens:,} tokens the last candidates are trained for {longest} steps, the target for {steps}"
-        raise Failed(f"inherit.probe_tokens: {what}; give fewer, or train the target longer")
+        fewer = "give fewer, or " if tokens > least_tokens(len(found), step_tokens) else ""
+        raise Failed(f"inherit.probe_tokens: {what}; {fewer}train the target longer")
     run.console.line(f"  {len(found)} candidates, {tokens:,} tokens of training in all")
 
     def start(candidate: Candidate) -> PreTrainedModel:
@@ -184,10 +219,10 @@ def _candidates(run: Run, reference: Reference, prepared: Prepared) -> list[Cand
     """The choices that can be cut, with those that are measured on tokens of the training set."""
     count = layers_asked(run.recipe.inherit, reference)
     path = run.directory / _FOLDER / "turning.json"
-    held = read_json(path)
+    held = _turning(run)
     if held is None:
         run.console.line("  measuring what the blocks do to the hidden state")
-        try:
+        with layer_choice.kept_data():
             turning = layer_choice.measured_turning(
                 reference,
                 prepared.set("train"),
@@ -196,13 +231,12 @@ def _candidates(run: Run, reference: Reference, prepared: Prepared) -> list[Cand
                 compute=run.recipe.train.compute_dtype,
                 device=run.world.device,
             )
-        except Refused as error:  # a refusal would take the prepared data with it
-            raise Failed(str(error)) from error
         chosen = {f"{name}:{count}": layerwise.choose(turning, name, count) for name in surgery.MEASURES}
         held = {"chosen": chosen, "influence": list(turning.influence), "angular": turning.stretches()}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, held)
-    return possible(reference, candidates(reference.layers, [count], held["chosen"]))
+    among = candidates(reference.layers, [count], held["chosen"])
+    return possible(reference, among, most_parameters(run.recipe.inherit))
 
 
 def _step_tokens(recipe: Recipe) -> int:

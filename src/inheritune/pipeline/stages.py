@@ -228,6 +228,7 @@ class _Stages:
         else:
             if run.reference is not None:
                 reference = run.reference
+                run.world.on_main(lambda: self._note_reference(reference))
                 if surgery.is_probe(run.recipe.inherit.layers):
                     probing.probed(run, self._models, reference, prepared)
                 run.indices = run.world.on_main(lambda: self._inherit(reference, prepared))
@@ -272,7 +273,7 @@ class _Stages:
             record = layer_choice.read(self.directory)
             if record is None:
                 run.console.stage("Measuring what the blocks do to the hidden state")
-                with run.timed("layer_choice"):
+                with run.timed("layer_choice"), layer_choice.kept_data():
                     record = layer_choice.choice_record(
                         reference,
                         prepared.set("train"),
@@ -308,7 +309,6 @@ class _Stages:
         """
         run, models = self._run, self._models
         indices = self._layers(reference, prepared)
-        self._note_reference(reference)
         whole = run.target.whole_init or "inherit"
         measured = ["reference", *(["cut"] if run.has_cut else [])]
         made = (self.directory / "inheritance.json").exists() and (self.directory / "starts" / whole).exists()

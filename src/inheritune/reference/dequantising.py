@@ -43,14 +43,22 @@ from transformers import (
 
 from inheritune.errors import Failed, InherituneError, Refused
 from inheritune.reference.gguf_header import BlockSizes, Header, plain, read_header
-from inheritune.reference.internals import from_gguf, gguf_architectures, gguf_pre_tokenizers, quiet, weightless
+from inheritune.reference.gguf_rope import FACTORS, check_rope
+from inheritune.reference.internals import (
+    from_gguf,
+    gguf_architectures,
+    gguf_pre_tokenizers,
+    quiet,
+    unread_in_gguf,
+    weightless,
+)
 from inheritune.reference.structure import parameters
 from inheritune.reference.weights import one_line
 from inheritune.run_directory import read_json, write_json
 
 _LOG = logging.getLogger(__name__)
 
-_FORM = 2
+_FORM = 3
 """Of the directories written here; a change of what is in them gets the next number."""
 _MOST_BLOCKS = 1024
 """More than any model has: building as many modules as a number says takes long."""
@@ -132,11 +140,18 @@ def config_in(source: str, file: Path) -> PretrainedConfig:
     Raises:
         Refused: the file is no model that could be dequantised.
     """
-    check_model(source, read_header(source, file, _blocks(source)))
+    header = read_header(source, file, _blocks(source))
+    check_model(source, header)
     with TemporaryDirectory() as inside:  # by itself, as `_make` has it
         (Path(inside) / _LINK).symlink_to(file.absolute())
-        with _understood(source), quiet():
-            return _plain_config(AutoConfig.from_pretrained(inside, gguf_file=_LINK))
+        return _config(source, Path(inside), header)
+
+
+def _config(source: str, inside: Path, header: Header) -> PretrainedConfig:
+    """The config that transformers makes of the file, with what it leaves out of how positions are scaled."""
+    with _understood(source), quiet():
+        config = _plain_config(AutoConfig.from_pretrained(inside, gguf_file=_LINK))
+        return check_rope(source, header, inside / _LINK, config)
 
 
 def _quantised_in(header: Header) -> str | None:
@@ -243,21 +258,25 @@ def _word(dtype: torch.dtype) -> str:
 def _made_alone(source: str, file: Path, header: Header, directory: Path, dtype: torch.dtype) -> dict[str, Any]:
     """Make a directory while no other process makes one: the ranks of a run all ask for it at once."""
     cache().mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(cache() / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    scratch = cache() / ".making"
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with (cache() / ".lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _LOG.warning("%s: waiting for another process, which dequantises a file into %s", source, cache())
+            fcntl.flock(lock, fcntl.LOCK_EX)
         record = _record(directory)
-        if record is None:
+        if record is not None:
+            return record
+        scratch = cache() / ".making"  # of who holds the lock
+        try:
             shutil.rmtree(scratch, ignore_errors=True)  # what a killed one left
             record = _make(source, file, header, scratch, dtype)
             shutil.rmtree(directory, ignore_errors=True)
             directory.parent.mkdir(exist_ok=True)
             (scratch / "made").rename(directory)
-        return record
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-        os.close(descriptor)
+            return record
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _record(directory: Path) -> dict[str, Any] | None:
@@ -276,8 +295,8 @@ def _make(source: str, file: Path, header: Header, scratch: Path, dtype: torch.d
     inside.mkdir(parents=True)
     made.mkdir()
     (inside / _LINK).symlink_to(file.absolute())  # by itself: transformers would read configs and adapters beside it
-    _write_model(source, inside, header, made, dtype)
-    lost = _write_tokenizer(inside, header, made)
+    lost = _write_model(source, inside, header, made, dtype)
+    lost += _write_tokenizer(inside, header, made)
     licence = header.text("general.license")
     if licence is not None:
         card = yaml.safe_dump({"license": licence}, allow_unicode=True)
@@ -288,11 +307,10 @@ def _make(source: str, file: Path, header: Header, scratch: Path, dtype: torch.d
     return record
 
 
-def _write_model(source: str, inside: Path, header: Header, made: Path, dtype: torch.dtype) -> None:
-    """Config and weights, as transformers loads them from the file."""
+def _write_model(source: str, inside: Path, header: Header, made: Path, dtype: torch.dtype) -> list[str]:
+    """Config and weights, as transformers loads them from the file; what of them it leaves out, a line each."""
+    config = _config(source, inside, header)
     with _understood(source):
-        with quiet():
-            config = _plain_config(AutoConfig.from_pretrained(inside, gguf_file=_LINK))
         expected = parameters(weightless(config))
     held = sum(tensor.values for tensor in header.tensors)
     if expected > held:
@@ -308,12 +326,43 @@ def _write_model(source: str, inside: Path, header: Header, made: Path, dtype: t
         loaded, unfilled = from_gguf(inside, _LINK, config, dtype)
     if unfilled:
         raise Refused(f"{source}: incomplete: it lacks {unfilled[0]} ({len(unfilled)} such tensors); copy it again")
+    left_out = _left_out(source, header, loaded)
     with _understood(source), quiet():
         _plain_model(loaded).save_pretrained(made)
         again: Any = AutoModelForCausalLM.from_pretrained(made, dtype=dtype)
     theirs, ours = loaded.state_dict(), again.state_dict()
     if theirs.keys() != ours.keys() or not all(_same(tensor, ours[name]) for name, tensor in theirs.items()):
         raise Refused(f"{source}: transformers does not load again what it read from the file; give another format")
+    return left_out
+
+
+def _left_out(source: str, header: Header, loaded: PreTrainedModel) -> list[str]:
+    """What the file holds beside the model, a line each.
+
+    Raises:
+        Refused: it holds more than transformers reads, such as biases that the config says nothing of: without them it
+            would be another model.
+    """
+    lines, layers = [], loaded.config.get_text_config().num_hidden_layers
+    tensors = [one for one in header.tensors if one.name != FACTORS]
+    further = [one for one in tensors if (block := re.match(r"blk\.(\d+)\.", one.name)) and int(block[1]) >= layers]
+    if further:
+        lines.append(f"{len(further)} tensors of blocks that predict further tokens are left out")
+    tensors = [one for one in tensors if one not in further]
+    tied = loaded.config.get_text_config().tie_word_embeddings
+    state = {tensor.data_ptr(): tensor.numel() for tensor in loaded.state_dict().values()}
+    spare = sum(one.values for one in tensors) - sum(state.values())
+    head = next((one for one in tensors if one.name == "output.weight"), None)
+    if tied and head is not None and spare == head.values:
+        return [*lines, "its output.weight is left out: the head is the embeddings'"]
+    if spare > 0:
+        names = unread_in_gguf(loaded, [one.name for one in tensors])
+        named = f", such as {plain(names[0])}" if names else ""
+        raise Refused(
+            f"{source}: it holds {spare:,} values that transformers does not read{named}: without them it would be "
+            "another model; give the model as a Hugging Face directory"
+        )
+    return lines
 
 
 def _plain_config(config: PretrainedConfig) -> PretrainedConfig:
@@ -361,7 +410,7 @@ def _write_tokenizer(inside: Path, header: Header, made: Path) -> list[str]:
             tokenizer = AutoTokenizer.from_pretrained(made)
         assert isinstance(tokenizer, PreTrainedTokenizerBase)
         return lost_in(tokenizer, header)
-    except (InherituneError, MemoryError):  # a stop, or a machine that is short: nothing to keep for good
+    except (InherituneError, MemoryError):  # a machine that is short: nothing to keep for good
         raise
     except Exception as error:  # the tokenizers library raises Exception itself
         if isinstance(error, OSError) and error.errno is not None:  # the disk is full, say
@@ -391,9 +440,9 @@ def lost_in(tokenizer: PreTrainedTokenizerBase, header: Header) -> list[str]:
     if tokens is not None and not size == len(tokenizer) == tokens.count:
         found.append(f"its vocabulary has {tokens.count:,} tokens, the tokenizer {len(tokenizer):,}")
     for stated, name in _SPECIAL.items():
-        said, has = header.integer(f"tokenizer.ggml.{stated}_token_id"), getattr(tokenizer, f"{name}_token_id")
-        if said != has:
-            found.append(f"its {name} token is {_or_none(said)}, the tokenizer's {_or_none(has)}")
+        token, has = header.integer(f"tokenizer.ggml.{stated}_token_id"), getattr(tokenizer, f"{name}_token_id")
+        if token != has:
+            found.append(f"its {name} token is {_or_none(token)}, the tokenizer's {_or_none(has)}")
     for key in header.metadata:
         other = re.fullmatch(r"tokenizer\.ggml\.(\w+)_token_id", key)
         if other is not None and other.group(1) not in _SPECIAL:
@@ -404,6 +453,14 @@ def lost_in(tokenizer: PreTrainedTokenizerBase, header: Header) -> list[str]:
         rule = "does not say by which rule text is split" if pre is None else f"splits text by the rule {plain(pre)!r}"
         found.append(f"it {rule} (tokenizer.ggml.pre), the tokenizer by GPT-2's")
     ids = tokenizer("a")["input_ids"]
+    said = header.metadata.get("tokenizer.ggml.add_space_prefix")
+    if header.text("tokenizer.ggml.model") == "llama" and isinstance(said, bool):
+        adds = tokenizer.tokenize("a")[:1] in (["\u2581a"], ["\u2581"])
+        if said != adds:
+            found.append(
+                f"it {'puts' if said else 'does not put'} a space before a text, the tokenizer "
+                f"{'does' if adds else 'does not'}"
+            )
     for name, place in (("bos", slice(0, 1)), ("eos", slice(-1, None))):
         said, identity = header.metadata.get(f"tokenizer.ggml.add_{name}_token"), getattr(tokenizer, f"{name}_token_id")
         adds = identity is not None and ids[place] == [identity]

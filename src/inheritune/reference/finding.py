@@ -177,8 +177,8 @@ def find(
     skeleton = skeleton_of(reference, config, trust_remote_code)
     tokenizer = _tokenizer(reference, path, trust_remote_code)
     licence = _licence(reference, path)
-    if licence is None and found.file is not None:
-        licence = _licence(reference, found.path.parent)
+    if licence is None and found.file is not None:  # the repository's, which names the file by a path
+        licence = _licence(reference, found.path.parents[found.file.count("/")])
     seen = path / "seen.txt"
     described = Reference(
         source=reference,

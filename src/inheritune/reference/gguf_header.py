@@ -77,6 +77,8 @@ class Header:
     metadata: dict[str, Any]
     """Numbers, booleans and strings as they are; of an array its kind and length."""
     tensors: tuple[HeldTensor, ...]
+    data: int = 0
+    """The byte of the file that the tensors' places are counted from."""
 
     def integer(self, key: str) -> int | None:
         """A whole number of the metadata; None where there is none of that name, or it is of another type."""
@@ -157,8 +159,9 @@ class _Reader:
         if type(alignment) is not int or not 0 < alignment <= _MOST_ALIGNMENT or alignment & (alignment - 1):
             raise self._damaged(f"general.alignment is {plain(repr(alignment))}, no power of 2")
         held = [self._tensor(number, alignment) for number in range(tensors)]
-        self._check_places(held, -(-self._at // alignment) * alignment)
-        return Header(metadata, tuple(held))
+        data = -(-self._at // alignment) * alignment
+        self._check_places(held, data)
+        return Header(metadata, tuple(held), data)
 
     def _value(self, key: str, kind: int) -> Any:
         if kind in _SCALARS:

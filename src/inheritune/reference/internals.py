@@ -244,5 +244,15 @@ def from_gguf(
     return model, sorted(unfilled)
 
 
+def unread_in_gguf(model: PreTrainedModel, names: list[str]) -> list[str]:
+    """Those of a GGUF file's tensors for which transformers has no place in a model; none where it cannot tell."""
+    reader: Any = modeling_gguf_pytorch_utils
+    try:
+        places = reader.get_gguf_hf_weights_map(model, reader.TensorProcessor(config={}))
+    except (AttributeError, ImportError, NotImplementedError, TypeError):
+        return []
+    return [name for name in names if name not in places]
+
+
 def _bare(iterable: Iterable[Any], **_: Any) -> Iterable[Any]:
     return iterable

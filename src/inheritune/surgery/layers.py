@@ -31,7 +31,9 @@ def parse_layers(layers: int | str, total: int) -> Indices | None:
     Raises:
         Refused: not such a word, out of range, a layer twice, or out of order.
     """
-    word = re.sub(r"\s+", "", str(layers))
+    word = _word(layers)
+    if re.search(r"[0-9]\s+[0-9]", str(layers)):
+        raise Refused(f"layers: {str(layers)!r} is not possible: put a comma between layers")
     if is_probe(word):  # its N may be a number of parameters
         return None
     if word.startswith(tuple(f"{measure}:" for measure in MEASURES)):
@@ -54,7 +56,7 @@ def measured(layers: int | str, total: int) -> tuple[str, int]:
     Raises:
         Refused: N is no number from 1 to `total`.
     """
-    word = re.sub(r"\s+", "", str(layers))
+    word = _word(layers)
     measure, _, count = word.partition(":")
     assert measure in (*MEASURES, PROBE), word
     return measure, _number(count, word, total)
@@ -62,7 +64,12 @@ def measured(layers: int | str, total: int) -> tuple[str, int]:
 
 def is_probe(layers: int | str) -> bool:
     """Whether a word has its layers chosen by training: `probe:N`."""
-    return re.sub(r"\s+", "", str(layers)).startswith(f"{PROBE}:")
+    return _word(layers).startswith(f"{PROBE}:")
+
+
+def _word(layers: int | str) -> str:
+    """A word for layers without blanks."""
+    return re.sub(r"\s+", "", str(layers))
 
 
 def spelled(indices: Indices) -> str:
