@@ -123,7 +123,7 @@ def compare(words: argparse.Namespace) -> Record:
     import torch
     import transformers
 
-    gguf = words.work / f"{words.model.resolve().name}-{words.outtype}.gguf"
+    gguf = words.work / f"{words.model.absolute().name}-{words.outtype}.gguf"
     convert(words.model, words.converter, words.outtype, gguf)
     tokenizer = transformers.AutoTokenizer.from_pretrained(words.model)
     tokens = [tokenizer(text)["input_ids"] for text in PROMPTS]
@@ -131,7 +131,7 @@ def compare(words: argparse.Namespace) -> Record:
     prompts = list(map(compared, PROMPTS, tokens, here, there["tokens"], there["generated"]))
     config = transformers.AutoConfig.from_pretrained(words.model)
     return {
-        "model": words.model.resolve().name,
+        "model": words.model.absolute().name,
         "layers": config.num_hidden_layers,
         "outtype": words.outtype,
         "pre_tokenizer": there["pre_tokenizer"],
