@@ -215,6 +215,18 @@ def test_several_runs_keep_their_names_and_are_judged_beside_their_own_reference
         assert card.data.model_name == one.name
 
 
+def test_runs_of_one_reference_share_it(run: Path, mirror: Path, llama_directory: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    moved = Path(shutil.copytree(llama_directory, tmp_path / "moved"))  # by another path, the same model
+    change(other / "reference.json", source=str(moved))
+    assert evaluate(run, other, "--suite", "piqa", "--out", tmp_path / "out", mirror=mirror) == 0
+    found = record(tmp_path / "out")
+    ours = ["half/target", "half/random:2x", "other/target", "other/random:2x"]
+    assert [model.name for model in found.models] == [ours[0], "reference", *ours[1:]]
+    assert {(name, "reference") for name in ours} < pairs(found)
+    assert ("half/target", "other/target") in pairs(found)
+
+
 def test_runs_of_one_name_keep_their_paths(run: Path, mirror: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(run, tmp_path / "elsewhere" / "half"))
     assert evaluate(run, other, "--suite", "piqa", "--out", tmp_path / "out", mirror=mirror) == 0

@@ -17,7 +17,7 @@ import yaml
 
 from inheritune.arms import CUT
 from inheritune.errors import Failed, Refused
-from inheritune.evaluation.evaluating import Candidate, Settings, find
+from inheritune.evaluation.evaluating import Candidate, Settings, find, fingerprint
 from inheritune.pipeline.checkpoints import Saved, checkpoint_directories, exporter
 from inheritune.pipeline.checks import layers_word
 from inheritune.pipeline.recorded import recorded_reference
@@ -53,7 +53,8 @@ def choose(
     """Find what words stand for.
 
     Args:
-        words: directories, hub ids, or run directories: of a run its target, its reference and its controls.
+        words: directories, hub ids, or run directories: of a run its target, its reference and its controls; runs that
+            all have the same reference share it.
         against: further models; of a run directory its target. The first is the reference where no run has one.
         settings: whether code that comes with a model may be run; a run's models may where the run itself could.
         revision: of `words`.
@@ -73,6 +74,7 @@ def choose(
             told += lines
         else:
             found.append(_found(_of_word(word, revision), settings))
+    found = _one_reference(found, len({word for word in words if is_run(Path(word))}))
     for word in against:
         beside = any(one.candidate.role == "reference" for one in found)
         candidate, trusted = _to_compare_with(word), _trusting(Path(word), settings)
@@ -117,6 +119,18 @@ def one_by_one(
             yield one.candidate, reference
     if gone == len(chosen):
         raise Failed("--checkpoints: none is there any more, the run went on; give the same command again")
+
+
+def _one_reference(chosen: list[Chosen], runs: int) -> list[Chosen]:
+    """The models, with one reference for all runs where each of them has the same."""
+    references = [one for one in chosen if one.candidate.role == "reference"]
+    same = {fingerprint(one.reference) for one in references if one.reference is not None}
+    if len(references) < max(2, runs) or len(same) > 1:
+        return chosen
+    first = references[0]
+    shared = replace(first, candidate=replace(first.candidate, run=None))
+    others = [one for one in chosen if one is first or one.candidate.role != "reference"]
+    return [shared if one is first else one for one in others]
 
 
 def _found(candidate: Candidate, settings: Settings) -> Chosen:
