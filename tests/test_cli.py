@@ -384,6 +384,17 @@ def test_a_target_that_cannot_be_proven_is_not_written(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_prepare_leaves_out_what_a_packaged_reference_saw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"This is document number {number}, and it is short." for number in range(300)))
+    words = [str(text), "--document_separator", "\\n\\n", "--tokens", "2K", "--exclude_seen", "reference"]
+    assert main(["prepare", *words, "--tokenizer", "packaged:demo", "--out", str(tmp_path / "out")]) == 0
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["config"]["exclude_seen"].startswith("sha256:")
+    assert main(["prepare", *words, "--tokenizer", str(tmp_path), "--out", str(tmp_path / "other")]) == 2
+    assert "the reference ships no seen.txt" in capsys.readouterr().err
+
+
 def test_prepare_writes_shards(tokenizer_directory: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("\n\n".join(f"This is document number {number}, and it is short." for number in range(300)))

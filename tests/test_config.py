@@ -164,6 +164,8 @@ BAD = [
     ("", ["--controls", "null"], ["--controls", "null", "a list"]),
     ("train: {seed: 1}\nname: a\ntrain: {export: best}", [], ["r.yaml:3", "'train' stands twice"]),
     ("name: a\0b", [], ["r.yaml", "not valid YAML"]),
+    ('name: "\\ud800"', [], ["r.yaml", "'\\ud800' holds half a character"]),
+    ('{data: {sources: [{"\\udfff": x}]}}', [], ["r.yaml", "holds half a character"]),
     ("x: " + "[" * 1500, [], ["r.yaml", "nested too deeply"]),
     (EXPLODING, [], ["r.yaml:7", "more than 100,000 values"]),
     ("data: {validation_sets: {1: a.txt}}", [], ["data.validation_sets", "the name 1", "in quotes"]),
@@ -251,6 +253,14 @@ def test_dumped_paths_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "python-source",
         str(tmp_path / "*.md"),
     ]
+
+
+def test_a_home_is_spelled_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "shards").mkdir()
+    recipe = recipes.resolve_paths(load("data: {sources: ['~/books/*.txt'], prepared: ~/shards}", tmp=tmp_path))
+    assert recipe.data.sources[0].path == f"{tmp_path}/books/*.txt"
+    assert recipe.data.prepared == f"{tmp_path}/shards"
 
 
 def test_data_sets_of_an_evaluation_are_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

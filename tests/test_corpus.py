@@ -25,9 +25,20 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from inheritune.config import DataConfig, SourceConfig, TokenCount
-from inheritune.corpus import build, check_sources, iterate_training_texts, plan, prepare, shards, steps, tokenizing
+from inheritune.corpus import (
+    build,
+    check_sources,
+    hub,
+    iterate_training_texts,
+    plan,
+    prepare,
+    shards,
+    steps,
+    tokenizing,
+)
 from inheritune.corpus.selection import split_budget
 from inheritune.errors import Failed, Refused
+from inheritune.tokens import open_prepared
 
 WORDS = ["the", "layer", "keeps", "<|endoftext|>", "</s>", "naïve", "漢字", "🙂", "x = 1\n", "  "]
 
@@ -511,6 +522,77 @@ def test_a_source_that_changes_meanwhile_is_no_silent_loss(
         prepare(data, load_tokenizer(tokenizer_directory), tmp_path / "out")
 
 
+def test_rows_that_went_while_it_was_prepared_are_missed(
+    tmp_path: Path, tokenizer_directory: Path, data: DataConfig, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    path = tmp_path / "rows.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path)
+    scan = steps.Scan.__call__
+
+    def meddles(step: steps.Scan, _: Any, rank: int, world_size: int) -> None:
+        scan(step, None, rank, world_size)
+        pyarrow.parquet.write_table(pyarrow.table({"text": texts[:3]}), path)
+
+    monkeypatch.setattr(steps.Scan, "__call__", meddles)
+    data = dataclasses.replace(data, sources=[SourceConfig(str(path))])
+    with pytest.raises(Failed, match=r"rows\.parquet: changed while it was being prepared"):
+        prepare(data, load_tokenizer(tokenizer_directory), tmp_path / "out")
+
+
+def test_what_was_fetched_stays_when_the_next_data_set_cannot_be_had(
+    tmp_path: Path, tokenizer_directory: Path, data: DataConfig, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    for name in ("one", "other"):
+        (tmp_path / "org" / name).mkdir(parents=True)
+        part = texts[::2] if name == "one" else texts[1::2]
+        pyarrow.parquet.write_table(pyarrow.table({"text": part}), tmp_path / "org" / name / "train.parquet")
+    sources = [SourceConfig(f"hub:{tmp_path}/org/{name}") for name in ("one", "other")]
+    out, real = tmp_path / "out", hub.fetch
+    data = dataclasses.replace(data, sources=sources, tokens=TokenCount("1K"))
+    fetched: list[str] = []
+
+    def fetch(source: SourceConfig, target: Path, *, skip_bad: bool) -> Any:
+        if source.path.endswith("other") and len(fetched) == 1:
+            raise Refused(f"{source.path}: cannot be loaded; check name and network")
+        if not target.exists():
+            fetched.append(source.path)
+        return real(source, target, skip_bad=skip_bad)
+
+    monkeypatch.setattr(build, "fetch", fetch)
+    with pytest.raises(Failed, match="check name and network; what was fetched before is kept"):
+        prepare(data, load_tokenizer(tokenizer_directory), out)
+    fetched.append("the network is back")
+    prepare(data, load_tokenizer(tokenizer_directory), out)
+    assert [path for path in fetched if path.endswith("one")] == [sources[0].path]
+
+
+@pytest.mark.parametrize("suffix", ["", ".index", ".bytes"])
+def test_a_damaged_file_of_a_set_is_found(
+    suffix: str, tmp_path: Path, tokenizer_directory: Path, data: DataConfig
+) -> None:
+    run(data, tokenizer_directory, tmp_path / "out")
+    prepared = open_prepared(tmp_path / "out")
+    prepared.verify()
+    path = next((tmp_path / "out" / "train").glob(f"*.ds{suffix}"))
+    content = bytearray(path.read_bytes())
+    content[0] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(Failed, match=f"{path.name}: damaged .its checksum differs"):
+        prepared.verify()
+
+
+def test_a_mask_changes_nothing_that_is_written(tmp_path: Path, tokenizer_directory: Path, data: DataConfig) -> None:
+    first = run(data, tokenizer_directory, tmp_path / "out").manifest
+    masked = dataclasses.replace(data, document_mask=True)
+    assert run(masked, tokenizer_directory, tmp_path / "out").manifest == first
+
+
 def test_a_hub_mirror_is_read(tmp_path: Path, tokenizer_directory: Path, data: DataConfig, texts: list[str]) -> None:
     import pyarrow
     import pyarrow.parquet
@@ -551,6 +633,8 @@ def test_bad_settings_are_refused_before_anything_is_read(data: DataConfig) -> N
         ({"sources": [dataclasses.replace(source, document_separator="")]}, "separator is empty"),
         ({"sources": [SourceConfig("nowhere.txt")]}, "no such file"),
         ({"exclude_seen": "nowhere"}, "cannot be read"),
+        ({"exclude_seen": "~nobodyhere/x"}, "cannot be read"),
+        ({"exclude_seen": "a\0b"}, "cannot be read"),
     ]:  # fmt: skip
         with pytest.raises(Refused, match=reason):
             check_sources(dataclasses.replace(data, **changes))  # type: ignore[arg-type]

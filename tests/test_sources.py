@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -21,7 +24,7 @@ from inheritune.corpus.hub import fetch
 from inheritune.corpus.plan import divide
 from inheritune.corpus.reading import place_of, read_again, scan
 from inheritune.corpus.sources import resolve, split_hub
-from inheritune.errors import Refused
+from inheritune.errors import Failed, Refused
 
 TEXTS = ["one", "two\nlines", "drei: äöü 漢字 🙂", "four " * 50]
 
@@ -145,6 +148,20 @@ def test_undecodable_text_is_named_by_the_line_of_its_byte(tmp_path: Path) -> No
     (record,) = scan(file, 0, file.size)
     assert place_of(file, record).endswith("a.txt:3")
     assert "0xe9" in record.problem
+
+
+def test_damaged_pages_of_parquet_are_named_by_their_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    write_parquet(path, [f"text {number} " * 50 for number in range(40)])
+    content = bytearray(path.read_bytes())
+    content[200:800] = b"\xff" * 600  # the footer, which says where things are, stays
+    path.write_bytes(bytes(content))
+    (file,) = resolve(SourceConfig(str(path)))
+    with pytest.raises(
+        Refused, match=r"a\.parquet: damaged, it cannot be read as Parquet .*; fetch or write it"
+    ) as error:
+        list(scan(file, 0, file.size))
+    assert "\n" not in str(error.value)
 
 
 def test_a_null_in_parquet_is_named_by_its_row(tmp_path: Path) -> None:
@@ -322,6 +339,22 @@ def test_what_names_no_files_within_a_hub_data_set_is_refused(
         fetched(SourceConfig(path.format(mirror=mirror)), tmp_path / "texts.jsonl")
     assert str(caught.value).startswith(path.format(mirror=mirror))
     assert "\n" not in str(caught.value)
+
+
+def test_a_disk_that_is_full_is_no_fault_of_the_data_set(mirror: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    class Full(io.StringIO):
+        name = "texts.jsonl"
+
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def close(self) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    real = Path.open
+    monkeypatch.setattr(Path, "open", lambda path, *_, **__: Full() if path.name.startswith(".texts") else real(path))
+    with pytest.raises(Failed, match=r"texts\.jsonl: No space left on device; mend it, then start again to go on"):
+        fetch(SourceConfig("hub:org/sample/cc_1.jsonl"), tmp_path / "texts.jsonl", skip_bad=False)
 
 
 @pytest.mark.parametrize("extra", [{"subset": "default"}, {"split": "validation"}])

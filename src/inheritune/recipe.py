@@ -139,6 +139,7 @@ def resolve_paths(recipe: Recipe) -> Recipe:
     def absolute(path: str | None) -> str | None:
         if path is None or path in ("python-source", "reference") or path.startswith(("hub:", "packaged:")):
             return path
+        path = os.path.expanduser(path)
         is_pattern = any(character in path for character in "*?[")
         # os.path's word, since pathlib's raises for a name that is too long
         return str(Path(path).absolute()) if is_pattern or os.path.exists(path) else path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
@@ -63,6 +64,32 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
         raise Refused(f"{where}: not a recipe: lists or mappings nested too deeply") from None
     if values is None:
         return {}
+    for word in _words(values):
+        if not _encodable(word):
+            raise Refused(
+                f"{where}: {ascii(word)[:80]} holds half a character (a surrogate), which no text has; mend it"
+            )
     if not isinstance(values, dict):
         raise Refused(f"{where}: a recipe is a mapping of keys to values, this is a {type(values).__name__}")
     return values
+
+
+def _words(values: Any) -> Iterator[str]:
+    """Every string in a recipe, keys included."""
+    if isinstance(values, str):
+        yield values
+    elif isinstance(values, dict):
+        for key, value in values.items():
+            yield from _words(key)
+            yield from _words(value)
+    elif isinstance(values, list):
+        for value in values:
+            yield from _words(value)
+
+
+def _encodable(word: str) -> bool:
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -191,18 +191,20 @@ class Prepared:
         return whole.shortened(self.most_tokens[name]) if name in self.most_tokens else whole
 
     def verify(self) -> None:
-        """Compare every shard's checksum with the manifest's.
+        """Compare the checksum of every shard, and of the files of its documents, with the manifest's.
 
         Raises:
             Failed: one differs.
         """
         for name, entry in self.manifest["sets"].items():
             for file in entry["files"]:
-                path = self.directory / name / file["name"]
-                with path.open("rb") as shard:
-                    found = hashlib.file_digest(shard, "sha256").hexdigest()
-                if found != file["sha256"]:
-                    raise Failed(f"{path}: damaged (its checksum differs); delete {self.directory} and prepare again")
+                for suffix, key in (("", "sha256"), (".index", "index_sha256"), (".bytes", "bytes_sha256")):
+                    path = self.directory / name / f"{file['name']}{suffix}"
+                    with path.open("rb") as content:
+                        found = hashlib.file_digest(content, "sha256").hexdigest()
+                    if found != file.get(key, found):
+                        mend = f"delete {self.directory} and prepare again"
+                        raise Failed(f"{path}: damaged (its checksum differs); {mend}")
 
     @property
     def main_set(self) -> str:

@@ -27,7 +27,7 @@ from inheritune.corpus.sources import HUB, PYTHON_SOURCE
 from inheritune.corpus.steps import WANTED, Scan, Tokenise, load_encoder, reread, save_array
 from inheritune.corpus.tokenizing import TokenizerFacts
 from inheritune.corpus.worker import Step, run_tasks
-from inheritune.errors import Refused
+from inheritune.errors import Failed, Refused
 from inheritune.run_directory import read_json, write_atomic, write_json
 
 MANIFEST = "manifest.json"
@@ -105,7 +105,12 @@ class Build:
             if source.path.startswith(HUB):
                 self.report(f"fetching {source.path}")
                 target = self.work / "hub" / f"{number}.jsonl"
-                file, bad[number] = fetch(source, target, skip_bad=self.data.on_bad_line == "skip")
+                try:
+                    file, bad[number] = fetch(source, target, skip_bad=self.data.on_bad_line == "skip")
+                except Refused as error:
+                    if any(target.parent.glob("*.jsonl")):  # a refusal would take it away, and it may have taken hours
+                        raise Failed(f"{error}; what was fetched before is kept") from error
+                    raise
                 self.files_of[number] = [file]
         return bad
 

@@ -37,7 +37,8 @@ def main() -> None:
     except InherituneError as error:
         _end(directory, error)
     except OSError as error:
-        _end(directory, Failed(f"{error.filename or directory}: {error.strerror}; mend it, then start again to go on"))
+        why = error.strerror or " ".join(str(error).split())
+        _end(directory, Failed(f"{error.filename or directory}: {why}; mend it, then start again to go on"))
 
 
 def _run_here(step: Scan | Tokenise, directory: Path, job: dict[str, Any]) -> None:

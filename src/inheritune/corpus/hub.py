@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import glob
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from inheritune.config import SourceConfig
 from inheritune.corpus.files import SourceFile
 from inheritune.corpus.reading import place_of, scan
 from inheritune.corpus.sources import resolve, split_hub
-from inheritune.errors import InherituneError, Refused
+from inheritune.errors import Failed, InherituneError, Refused
 
 
 def fetch(source: SourceConfig, target: Path, *, skip_bad: bool) -> tuple[SourceFile, int]:
@@ -25,6 +26,7 @@ def fetch(source: SourceConfig, target: Path, *, skip_bad: bool) -> tuple[Source
 
     Raises:
         Refused: it cannot be loaded, has no such files or field, or a record holds no text (unless `skip_bad`).
+        Failed: it cannot be written.
     """
     counts = target.with_suffix(".bad")
     files = split_hub(source.path)[1]
@@ -46,15 +48,39 @@ def fetch(source: SourceConfig, target: Path, *, skip_bad: bool) -> tuple[Source
 
 
 def _write(texts: Iterator[str | None], target: Path) -> int:
-    """Write texts as JSON lines; the number of bad records, which come as None."""
+    """Write texts as JSON lines; the number of bad records, which come as None.
+
+    Raises:
+        Failed: they cannot be written; what reading them raises comes as it is.
+    """
     bad = 0
-    with target.open("w", encoding="utf-8") as file:
+    file = target.open("w", encoding="utf-8")
+    try:
         for text in texts:
             if text is None:
                 bad += 1
             else:
-                file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+                _put(file, json.dumps({"text": text}, ensure_ascii=False) + "\n")
+        _put(file, "", whole=True)
+    finally:
+        with contextlib.suppress(OSError):  # of a full disk, which closing meets once more
+            file.close()
     return bad
+
+
+def _put(file: TextIO, line: str, *, whole: bool = False) -> None:
+    """Write a line, with `whole` all that is left of it in memory.
+
+    Raises:
+        Failed: the disk is full, say: no fault of where the line comes from.
+    """
+    try:
+        file.write(line)
+        if whole:
+            file.flush()
+    except OSError as error:
+        what = f"{file.name}: {error.strerror or error}"
+        raise Failed(f"{what}; mend it, then start again to go on") from error
 
 
 def _named(source: SourceConfig, skip_bad: bool) -> Iterator[str | None]:

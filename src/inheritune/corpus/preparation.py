@@ -29,7 +29,7 @@ _TASKS = 2
 """Changes with how work is cut into tasks: marks of tasks that were cut otherwise say nothing."""
 WORK = ".work"
 
-_WITHOUT_EFFECT = ("workers", "executor", "slurm", "passes", "sequence_length", "relation", "prepared")
+_WITHOUT_EFFECT = ("workers", "executor", "slurm", "passes", "sequence_length", "document_mask", "relation", "prepared")
 """Settings that do not change what is written."""
 
 
@@ -160,8 +160,8 @@ def read_seen(path: str | None) -> list[bytes]:
         return []
     try:
         lines = Path(path).expanduser().read_text(encoding="ascii").split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise Refused(f"{path}: data.exclude_seen cannot be read ({error})") from error
+    except (OSError, ValueError, RuntimeError) as error:  # a path with a null byte, a home that there is not
+        raise Refused(f"{path!r}: data.exclude_seen cannot be read ({error})") from error
     width = len(lines[0]) if lines else 16
     for number, line in enumerate(lines, 1):
         if len(line) != width or width % 2 or not 16 <= width <= 32 or not re.fullmatch(r"[0-9a-fA-F]+", line):

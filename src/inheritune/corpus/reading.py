@@ -105,7 +105,7 @@ def scan(file: SourceFile, start: int, end: int) -> Iterator[Record]:
 
 @contextmanager
 def refused_if_damaged(file: SourceFile) -> Iterator[None]:
-    """Turn what decompression raises for a damaged stream into a refusal that names the file."""
+    """Turn what decompression raises for a damaged stream, or Parquet, into a refusal that names the file."""
     import zstandard
 
     try:
@@ -114,6 +114,12 @@ def refused_if_damaged(file: SourceFile) -> Iterator[None]:
         raise Refused(
             f"{file.name}: damaged, its compressed content breaks off ({error}); fetch or write it again"
         ) from error
+    except (OSError, ValueError, NotImplementedError) as error:
+        # pyarrow's kinds of these; an error of the file system has a number
+        if file.kind != "parquet" or getattr(error, "errno", None) is not None:
+            raise
+        why = " ".join(str(error).split())
+        raise Refused(f"{file.name}: damaged, it cannot be read as Parquet ({why}); fetch or write it again") from error
 
 
 def _scan_bytes(file: SourceFile, start: int, end: int) -> Iterator[Record]:

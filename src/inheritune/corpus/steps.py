@@ -9,9 +9,10 @@ from __future__ import annotations
 import functools
 import os
 import threading
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import chain, groupby
+from itertools import chain, groupby, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -173,8 +174,9 @@ def _texts(plan: Plan, wanted: npt.NDArray[Any]) -> Iterator[str]:
     for number, group in groupby(wanted["file"].tolist()):
         count = len(list(group))
         rows = wanted[place : place + count]
-        for row, text in zip(rows, reread(plan.files[number], rows), strict=True):
-            yield text if _same(row, text) else _changed(plan.files[number])
+        for row, text in zip_longest(rows, reread(plan.files[number], rows)):
+            found = row is not None and text is not None and _same(row, text)
+            yield text if found else _changed(plan.files[number])
         place += count
 
 
@@ -184,9 +186,11 @@ def reread(file: SourceFile, rows: npt.NDArray[Any]) -> Iterator[str]:
     Raises:
         Failed: the file is not what it was when it was scanned.
     """
+    import zstandard
+
     try:
         yield from read_again(file, rows["position"].tolist(), rows["length"].tolist())
-    except (Malformed, OSError, EOFError):
+    except (Malformed, OSError, EOFError, ValueError, zlib.error, zstandard.ZstdError):  # pyarrow's are ValueErrors
         _changed(file)
 
 

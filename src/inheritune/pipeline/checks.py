@@ -182,7 +182,7 @@ def check_data(recipe: Recipe, reference: Reference | None, directory: Path) -> 
         judged = data.validation_share > 0 or bool(data.validation_sets)
         developed = data.development_share > 0
         if judged:
-            corpus.check_sources(resolved_data(recipe, reference))
+            corpus.check_sources(resolved_data(recipe.data, reference))
     if not judged:
         raise Refused("recipe: nothing to judge by: data.validation_share is 0; raise it, or name data.validation_sets")
     if (best or several or probed) and not developed:
@@ -433,9 +433,12 @@ def no_empty_parents(out: Path) -> Iterator[None]:
         raise
 
 
-def resolved_data(recipe: Recipe, reference: Reference | None) -> DataConfig:
-    """The data section with its words resolved."""
-    data = recipe.data
+def resolved_data(data: DataConfig, reference: Reference | None) -> DataConfig:
+    """The data section with its words resolved.
+
+    Raises:
+        Refused: `exclude_seen: reference` of one that says nothing of what it saw.
+    """
     if data.exclude_seen != "reference":
         return data
     seen = reference.seen_hashes if reference is not None else None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from inheritune import corpus, reference as references, scratch
 from inheritune.config import Recipe
-from inheritune.errors import Refused
+from inheritune.errors import Failed, Refused
 from inheritune.pipeline import checks
 from inheritune.pipeline.shared import Run
 from inheritune.run_directory import read_json, write_json
@@ -34,7 +34,7 @@ def tokenizer(run: Run) -> str:
         shutil.rmtree(temporary, ignore_errors=True)
         with run.timed("tokenizer"):
             texts = corpus.iterate_training_texts(
-                checks.resolved_data(run.recipe, run.reference), max_bytes=_TOKENIZER_BYTES
+                checks.resolved_data(run.recipe.data, run.reference), max_bytes=_TOKENIZER_BYTES
             )
             scratch.train_tokenizer(texts, architecture.vocabulary, temporary, run.recipe.data.sequence_length)
             temporary.rename(out)
@@ -122,5 +122,11 @@ def _prepared(run: Run, recipe: Recipe, out: Path) -> Prepared:
     stage = "prepare" if out == run.directory / "data" else "prepare other data"
     # what was prepared before costs nothing now, and its entry in the ledger stays
     with contextlib.nullcontext() if (out / "manifest.json").exists() else run.timed(stage):
-        corpus.prepare(checks.resolved_data(recipe, run.reference), words, out, report=run.console.line)
+        try:
+            corpus.prepare(checks.resolved_data(recipe.data, run.reference), words, out, report=run.console.line)
+        except Refused as error:
+            if stage == "prepare":
+                raise
+            kept = "the data prepared first is kept, name it as data.prepared"  # a refusal would take it away
+            raise Failed(f"compare: {error}; {kept}") from error
     return open_prepared(out)

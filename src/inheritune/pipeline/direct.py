@@ -13,7 +13,13 @@ from inheritune.console import Console
 from inheritune.distributed import single
 from inheritune.errors import Failed, Refused
 from inheritune.pipeline import layer_choice
-from inheritune.pipeline.checks import check_can_be_made, check_cut, check_tokenizer, no_empty_parents
+from inheritune.pipeline.checks import (
+    check_can_be_made,
+    check_cut,
+    check_tokenizer,
+    no_empty_parents,
+    resolved_data,
+)
 from inheritune.reference import Reference
 from inheritune.report import scan_svg, scan_table
 from inheritune.run_directory import write_atomic, write_json
@@ -35,10 +41,11 @@ def prepare(data: DataConfig, tokenizer: str, out: Path, console: Console | None
     console = console or Console()
     if not data.sources:
         raise Refused("prepare: no SOURCE; name files, globs, directories, hub:ORG/NAME or python-source")
-    corpus.check_sources(data)
     ours = tokenizer.startswith("packaged:") or Path(tokenizer).expanduser().is_file()  # a GGUF file
-    folder = references.find(tokenizer).path if ours else tokenizer
-    manifest = corpus.prepare(data, folder, out, report=console.line)
+    found = references.find(tokenizer) if ours else None
+    data = resolved_data(data, found)
+    corpus.check_sources(data)
+    manifest = corpus.prepare(data, tokenizer if found is None else found.path, out, report=console.line)
     for name, entry in manifest["sets"].items():
         console.line(f"{name}: {entry['tokens']:,} tokens of {entry['documents']:,} documents")
     console.line(f"{out}: fingerprint {manifest['fingerprint']}")
