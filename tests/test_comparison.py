@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from inheritune.comparison import Documents, share_of_gap, tokens_to_reach
+from inheritune import comparison
+from inheritune.comparison import Documents, resampled_means, share_of_gap, tokens_to_reach
 
 
 def documents(mean: float, noise: float, seed: int, tokens: Documents) -> Documents:
@@ -32,6 +33,16 @@ def test_the_interval_covers_the_truth_and_is_not_a_point() -> None:
         assert 0.005 < share.high - share.low < 0.2
         covered += share.low <= 0.75 <= share.high
     assert covered >= 34  # 95% of 40 are 38; fewer than 34 has a chance below 2%
+
+
+def test_draws_do_not_depend_on_how_many_are_made_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    tokens = random.integers(1, 90, 70).astype(float)
+    losses = [tokens * random.normal(3, 1, 70) for _ in range(2)]
+    whole = resampled_means(losses, tokens)
+    monkeypatch.setattr(comparison, "_CELLS", 70 * 37)
+    for one, other in zip(whole, resampled_means(losses, tokens), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-14)
 
 
 def test_pairing_narrows_the_interval() -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+from torch.distributed.tensor import DTensor
 from transformers import (
     CohereConfig,
     CohereForCausalLM,
@@ -37,7 +38,7 @@ from inheritune.distributed import World, joined
 from inheritune.errors import Interrupted, Refused
 from inheritune.metrics import Progress
 from inheritune.objective import Objective
-from inheritune.parallel import distribute
+from inheritune.parallel import distribute, share_blocks
 from inheritune.run_directory import read_jsonl
 from inheritune.tokens import Prepared, open_prepared
 from inheritune.training import Trainer
@@ -266,6 +267,39 @@ def test_document_mask_and_distillation_over_ranks(tmp_path: Path, data: Prepare
     cases = {name: dataclasses.replace(case, config=config) for name, config in MODES.items()}
     for found in values(2, train_all, tmp_path, data.directory, cases)[0].values():
         assert_same(found, one)
+
+
+def test_the_best_weights_are_exported_whole_over_ranks(tmp_path: Path, data: Prepared) -> None:
+    """The rate is too high, so the best are those at the start; the embedding and the norm are with FSDP's root."""
+    config: Record = {"export": "best", "learning_rate": 20.0, "warmup_steps": 0, "validate_every_steps": 1}
+    cases = {name: Case("llama tied", config | mode) for name, mode in MODES.items()}
+    begun = dict(model("llama tied").named_parameters())
+    for found in values(2, train_all, tmp_path, data.directory, cases)[0].values():
+        assert min(found.validation[1:]) > found.validation[0]
+        for name, value in found.weights.items():
+            np.testing.assert_array_equal(value, begun[name].detach().numpy(), err_msg=name)
+
+
+def read_over_ranks() -> list[int]:
+    """On a rank: how much of a shared teacher's blocks it holds before and after a pass."""
+    with joined() as world:
+        teacher = model().eval()
+        share_blocks(teacher, world)
+
+        def held() -> int:
+            found = teacher.get_decoder().layers.parameters()
+            return sum((one.to_local() if isinstance(one, DTensor) else one).numel() for one in found)
+
+        before = held()
+        with torch.no_grad():
+            teacher(torch.zeros(1, 8, dtype=torch.int64))
+        return [before, held()]
+
+
+def test_a_shared_teacher_stays_shared() -> None:
+    whole = sum(one.numel() for one in model().get_decoder().layers.parameters())
+    for before, after in values(2, read_over_ranks):
+        assert before == after < 0.6 * whole
 
 
 def measured(data: Path, shard: bool) -> list[Any]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -342,6 +344,20 @@ def test_from_an_architecture_the_reference_is_trained_first(text: Path, tmp_pat
     shutil.rmtree(tmp_path / "run" / "reference" / "model")
     with pytest.raises(Failed, match=r"reference/model: this run trained its reference there, and it is gone"):
         pipeline.run(made, tmp_path / "run", console=Silent())
+
+
+def test_the_layers_of_a_round_under_way_stay_what_they_are(taught: Path, text: Path, tmp_path: Path) -> None:
+    class Stopping(Silent):
+        def progress(self, step: Any, later: int = 0) -> None:
+            if step.step == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    run = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        pipeline.run(growing_recipe(taught, text), run, console=Stopping())
+    assert list(run.glob("rounds/*/metrics.jsonl"))
+    with pytest.raises(Refused, match=r"grow\.choice: 'first' there, 'last' here, and a round is under way"):
+        pipeline.run(growing_recipe(taught, text, choice="last"), run, console=Silent())
 
 
 def test_a_pilot_foresees_what_can_be_resolved(taught: Path, text: Path, tmp_path: Path) -> None:

@@ -153,6 +153,18 @@ def test_on_a_gpu_what_does_not_fit_is_halved() -> None:
         assert found(8, most=8, batch=16, world=ranks) == 1
 
 
+@pytest.mark.parametrize("world", [CPU, GPU])
+def test_where_one_sequence_alone_fits(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(micro_batch, "available_memory_bytes", lambda _: 10**9)
+
+    def run(sequences: int) -> None:
+        if sequences > 1:
+            raise torch.OutOfMemoryError
+        leaf(8).exp().sum().backward()
+
+    assert largest_micro_batch(run, world, most=8, batch_sequences=8, later_bytes=0) == 1
+
+
 @settings(max_examples=40, deadline=None)
 @given(batch=st.integers(1, 70), sequences=st.integers(0, 80), size=st.integers(1, 5), blocks=st.integers(1, 90))
 def test_the_batch_stays_whole_and_padding_small(batch: int, sequences: int, size: int, blocks: int) -> None:

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from inheritune import checkpoint
-from inheritune.checkpoint import Checkpointer
+from inheritune.checkpoint import Checkpointer, checkpoints
 from inheritune.distributed import World
 from inheritune.run_directory import read_json, read_jsonl
 
@@ -343,3 +343,41 @@ def test_a_checkpoint_is_of_the_moment_it_was_asked_for(tmp_path: Path) -> None:
     held = load_file(next((tmp_path / "checkpoints" / "step_00000001").glob("*.safetensors")))
     assert float(held["weight"].sum()) == 0
     assert float(held["scalar"]) == 2.5
+
+
+def test_the_newest_whole_checkpoint_stays_and_damaged_ones_go(tmp_path: Path) -> None:
+    lines: list[str] = []
+
+    def opened(keep: int) -> Checkpointer:
+        return Checkpointer(tmp_path / "checkpoints", World(0, 1, torch.device("cpu")), keep, lines.append)
+
+    def save(checkpointer: Checkpointer, step: int) -> None:
+        checkpointer.save(step, {"model.a": torch.ones(4)}, {})
+        assert checkpointer.finish()
+
+    def damage(step: int) -> None:
+        file = next((tmp_path / "checkpoints" / f"step_{step:08d}").glob("*.safetensors"))
+        file.write_bytes(file.read_bytes()[:-1] + b"!")
+
+    writer = opened(2)
+    for step in (100, 200, 300):
+        save(writer, step)
+    damage(200)
+    damage(300)
+    again = opened(2)
+    assert again.latest() is None
+    save(again, 50)
+    save(again, 250)
+    assert [path.name for path in checkpoints(tmp_path / "checkpoints")] == ["step_00000050", "step_00000250"]
+    found = opened(1).latest()
+    assert found is not None
+    assert found[1]["step"] == 250
+
+
+def test_a_save_that_failed_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    checkpointer = Checkpointer(tmp_path / "checkpoints", World(0, 1, torch.device("cpu")), 2, lines.append)
+    monkeypatch.setattr(Checkpointer, "_write", lambda *_: "No space left on device")
+    checkpointer.save(1, {"model.a": torch.ones(4)}, {})
+    assert [checkpointer.finish(), checkpointer.finish()] == [False, False]
+    assert len(lines) == 1

@@ -65,6 +65,7 @@ class Checkpointer:
         self._room: Tensors = {}
         self._thread: threading.Thread | None = None
         self._problem: str | None = None
+        self._damaged: set[Path] = set()
         if world.size == 1:  # said of every save and load; it is meant
             warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
@@ -112,16 +113,24 @@ class Checkpointer:
             except (Exception, CheckpointException) as error:  # a rank was lost, which training will say
                 self._problem = _reason(error)
             if self._problem is None and self._world.main:
-                for old in checkpoints(self._directory)[: -self._keep]:
-                    shutil.rmtree(old, ignore_errors=True)
+                self._prune(final)
 
         self._thread = threading.Thread(target=work, name="checkpoint", daemon=True)
         self._thread.start()
 
+    def _prune(self, newest: Path) -> None:
+        """Keep the last whole checkpoints up to the newest; those beyond it are damaged, else training had gone on."""
+        there = checkpoints(self._directory)
+        self._damaged.discard(newest)
+        whole = [path for path in there if path.name <= newest.name and path not in self._damaged]
+        for path in there:
+            if path not in whole[-self._keep :]:
+                shutil.rmtree(path, ignore_errors=True)
+
     def finish(self) -> bool:
-        """Wait for the save under way, if there is one; whether it succeeded."""
+        """Wait for the save under way, if there is one; whether it, or the last one before, succeeded."""
         if self._thread is None:
-            return True
+            return self._problem is None
         self._thread.join()
         self._thread = None
         if self._problem is not None:
@@ -147,6 +156,7 @@ class Checkpointer:
             state, problem = self._checked(path)
             if problem is None and path.name == f"{_PREFIX}{state['step']:08d}":
                 return path, state
+            self._damaged.add(path)
             problem = problem or f"{path}: damaged, it is of another step"
             then = "training begins anew" if path == paths[0] else "the checkpoint before it is used"
             self._report(f"{problem}; {then}.")
@@ -262,9 +272,13 @@ class Checkpointer:
             whole = state | {"files": files}
             write_json(temporary / "state.json", whole | {"sha256": _digest(whole)})
             _flush(temporary)
-            shutil.rmtree(final, ignore_errors=True)
+            before = final.with_name(f".{final.name}.before.tmp")
+            shutil.rmtree(before, ignore_errors=True)
+            if final.exists():  # deleting it first would leave neither for as long as that takes
+                final.rename(before)
             temporary.rename(final)
             _flush(final.parent)
+            shutil.rmtree(before, ignore_errors=True)
 
         files: dict[str, str] = {}
         problem = self._together(prepare, main_only=True) or self._together(write) or self._together(compare)

@@ -14,6 +14,8 @@ import numpy.typing as npt
 
 Documents = npt.NDArray[np.float64]
 RESAMPLES = 2000
+_CELLS = 2**23
+"""Counts at a time: 128 MiB with what they are drawn as, however many documents there are."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,17 @@ def resampled_means(losses: list[Documents], tokens: Documents, seed: int = 0) -
     """
     generator = np.random.default_rng(seed)
     documents = len(tokens)
-    # How often each document was drawn stands for the draw itself: a product of matrices then gives all the sums.
-    counts = generator.multinomial(documents, np.full(documents, 1 / documents), size=RESAMPLES).astype(np.float64)
-    drawn_tokens = counts @ tokens
-    return [counts @ loss / drawn_tokens for loss in losses]
+    sums = [np.empty(RESAMPLES) for _ in (tokens, *losses)]
+    rows = max(1, _CELLS // max(1, documents))
+    for first in range(0, RESAMPLES, rows):
+        # How often each document was drawn stands for the draw itself: a product of matrices then gives all the sums.
+        part = slice(first, min(first + rows, RESAMPLES))
+        drawn = generator.multinomial(documents, np.full(documents, 1 / documents), size=part.stop - first)
+        counts = drawn.astype(np.float64)
+        for total, values in zip(sums, (tokens, *losses), strict=True):
+            total[part] = counts @ values
+    drawn_tokens, *drawn_losses = sums
+    return [loss / drawn_tokens for loss in drawn_losses]
 
 
 def share_of_gap(

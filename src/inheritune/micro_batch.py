@@ -53,8 +53,8 @@ def largest_micro_batch(
     """The largest micro-batch of a rank that fits into memory; on many ranks a collective call, and the same on each.
 
     What a forward keeps for its backward is counted on one and on two sequences: the difference is what a sequence
-    takes. On a GPU the size found is then tried, and halved until it fits. On a CPU nothing is tried that could fill
-    the memory, since there the system kills the process.
+    takes. On a GPU the size found is then tried, and halved until it fits. On a CPU more than two are not tried, since
+    there the system kills the process that fills the memory.
 
     Args:
         run: does a forward and a backward of so many sequences, and drops the gradients.
@@ -70,18 +70,29 @@ def largest_micro_batch(
     held = list(held)
     one = saved_bytes(lambda: run(1), held)
     fixed, each = one, one
-    if most >= 2:
-        two = saved_bytes(lambda: run(2), held)
-        each = max(1, two - one)
-        fixed = max(0, one - each)
     sharers = world.size if world.device.type == "cpu" else 1  # a CPU's ranks share one memory
-    usable = _USABLE * available_memory_bytes(world.device) / sharers - later_bytes - fixed
-    found = max(1, min(most, int(usable / each)))
+    usable = _USABLE * available_memory_bytes(world.device) / sharers - later_bytes
+    if most >= 2:
+        two = _bytes_of_two(run, held)
+        if None in world.gathered(two):
+            most = 1
+        elif two is not None:
+            each = max(1, two - one)
+            fixed = max(0, one - each)
+    found = max(1, min(most, int((usable - fixed) / each)))
     found = min(world.gathered(found))
     while world.device.type == "cuda" and found > 1 and not _fits(run, found, world):
         found = math.ceil(found / 2)
     rounds = math.ceil(batch_sequences / (found * world.size))
     return math.ceil(batch_sequences / (rounds * world.size))
+
+
+def _bytes_of_two(run: Callable[[int], None], held: Iterable[torch.Tensor]) -> int | None:
+    """What two sequences keep; None where they do not fit into memory."""
+    try:
+        return saved_bytes(lambda: run(2), held)
+    except torch.OutOfMemoryError:
+        return None
 
 
 def _fits(run: Callable[[int], None], sequences: int, world: World) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
@@ -133,8 +133,15 @@ def share_blocks(model: PreTrainedModel, world: World) -> None:
     """Shard the blocks of a model that is only read, such as a teacher; embeddings and head stay whole on each rank."""
     mesh = init_device_mesh(world.device.type, (world.size,))
     for block in block_list(model)[1]:
-        fully_shard(block, mesh=mesh)
+        # each is a root of its own, and roots stay whole after a forward if nothing else is said
+        fully_shard(block, mesh=mesh, reshard_after_forward=True)
     place(model, world.device)
+
+
+def reshard(objective: nn.Module) -> None:
+    """Let a sharded root's tensors be shards again, which a forward without gradients leaves whole."""
+    if isinstance(objective, FSDPModule):
+        objective.reshard()
 
 
 def _some_unused(objective: nn.Module, device: torch.device) -> bool:

@@ -41,7 +41,15 @@ from inheritune.optimizer import (
     set_learning_rate,
     take_step,
 )
-from inheritune.parallel import compile_blocks, compute_dtype, distribute, sharded, share_blocks, whole_tensors
+from inheritune.parallel import (
+    compile_blocks,
+    compute_dtype,
+    distribute,
+    reshard,
+    sharded,
+    share_blocks,
+    whole_tensors,
+)
 from inheritune.planning import training_flops_per_token
 from inheritune.recomputation import recompute_blocks
 from inheritune.run_directory import read_jsonl
@@ -143,6 +151,9 @@ class Trainer:
             with self._open_metrics() as metrics:
                 self._loop(metrics)
         if self.config.export == "best" and self._state.best_step is not None:
+            reshard(
+                self._called
+            )  # the last validation left the root's tensors whole: they would not see what is loaded
             self._held.load_best()
         self._metering.meet()
         return self.trained()
@@ -223,8 +234,14 @@ class Trainer:
             ids = torch.zeros((sequences, self.sequence_length), dtype=torch.int64, device=self.world.device)
             # a document a token: positions in order would need no mask, and its memory would not be seen
             positions = torch.zeros_like(ids) if self.document_mask else None
-            self._called(ids, ids, positions).minimised.backward()
-            self._optimizer.zero_grad()
+            # DDP would wait for the reduction of a pass that ran out of memory half-way
+            called = self._called
+            apart = called.no_sync() if isinstance(called, DistributedDataParallel) else contextlib.nullcontext()
+            try:
+                with apart:
+                    called(ids, ids, positions).minimised.backward()
+            finally:
+                self._optimizer.zero_grad()
 
         # gradients, in float32, and moments, of what this rank holds
         own = [one.to_local() if isinstance(one, DTensor) else one for one in self._parameters]
@@ -283,6 +300,7 @@ class Trainer:
             if self._evaluation_is_missing():
                 self._evaluate(metrics, stop)
             if 0 < state.step < self._steps and self._ended_early():  # killed after a checkpoint, before it was asked
+                self._end(stop)
                 return
             while state.step < self._steps:
                 launched = self._step(stop)
@@ -448,7 +466,7 @@ class Trainer:
         development = losses["development"].loss if "development" in losses else math.inf
         if self.config.export == "best" and (state.best_loss is None or development < state.best_loss):
             state.best_loss, state.best_step = development, state.step
-            self._held.save_best(state.step)
+            self._held.save_best(state.step, development)
 
     def _tell_gaps(self) -> None:
         """Say before the first step what no evaluation will have."""

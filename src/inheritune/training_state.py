@@ -95,10 +95,13 @@ class TrainingState:
         counters = State.from_record(record)
         if counters.best_step is not None:
             try:
-                self._checkpointer.checked(self._best)
+                best = self._checkpointer.checked(self._best)
             except Failed as error:
                 self._report(f"{error}. What is best from here on is exported.")
                 counters.best_step = counters.best_loss = None
+            else:  # they may have been kept after this checkpoint, and are then those of another step
+                counters.best_step = best.get("step", counters.best_step)
+                counters.best_loss = best.get("loss", counters.best_loss)
         self._report(f"Going on after step {counters.step}.")
         then, now, threads = record["ranks"], self._world.size, torch.get_num_threads()
         if (then, record["threads"]) != (now, threads):
@@ -106,9 +109,9 @@ class TrainingState:
             self._report(f"The checkpoint was {what}: the same data, but sums may round otherwise.")
         return counters
 
-    def save_best(self, step: int) -> None:
-        """Keep the weights as they are after a step as the best."""
-        self._checkpointer.save_now(self._best, self._weights(), {"step": step})
+    def save_best(self, step: int, loss: float) -> None:
+        """Keep the weights as they are after a step, with their loss on the development set, as the best."""
+        self._checkpointer.save_now(self._best, self._weights(), {"step": step, "loss": loss})
 
     def load_best(self) -> None:
         """Give the model its best weights.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw as update_adamw
 
@@ -120,10 +121,16 @@ def _host_zeros(like: torch.Tensor) -> torch.Tensor:
     zeros = torch.zeros(local(like).shape)
     if not isinstance(like, DTensor):
         return zeros
-    mesh = like.device_mesh
-    if mesh.device_type != "cpu":
-        mesh = init_device_mesh("cpu", tuple(mesh.shape), mesh_dim_names=mesh.mesh_dim_names)
+    mesh = _on_host(like.device_mesh)
     whole: DTensor = DTensor.from_local(
         zeros, mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
     )
     return whole
+
+
+@functools.cache
+def _on_host(mesh: DeviceMesh) -> DeviceMesh:
+    """The same ranks' CPUs, made once: one of two dimensions makes groups of its own, each with sockets and threads."""
+    if mesh.device_type == "cpu":
+        return mesh
+    return init_device_mesh("cpu", tuple(mesh.shape), mesh_dim_names=mesh.mesh_dim_names)

@@ -378,6 +378,7 @@ def check_directory(directory: Path, recipe: Recipe) -> None:
         free.append(("inherit", "probe_tokens"))
     if not probed and not any((directory / name).exists() for name in _TRAINED):
         free += [("data", "passes"), *(("train", key) for key in mine["train"] if key not in _BOUND)]
+    _check_choice(directory, held, mine)
     for values in (held, mine):
         for section, key in free:
             values.get(section, {}).pop(key, None)
@@ -388,6 +389,14 @@ def check_directory(directory: Path, recipe: Recipe) -> None:
         key, old, new = difference
         what = f"{key}: {old!r} there, {new!r} here"
         raise Refused(f"{directory}: holds a run of another recipe ({what}); {another}")
+
+
+def _check_choice(directory: Path, held: dict[str, Any], mine: dict[str, Any]) -> None:
+    """The layers of a round that is under way stay what they are: its folder says no more than how many there are."""
+    there, here = ((one.get("grow") or {}).get("choice") for one in (held, mine))
+    if there != here and any(directory.glob("rounds/*/metrics.jsonl")):
+        what = f"grow.choice: {there!r} there, {here!r} here, and a round is under way"
+        raise Refused(f"{directory}: holds a run of another recipe ({what}); choose another --out")
 
 
 def check_reference_is_there(directory: Path, recipe: Recipe) -> None:

@@ -109,6 +109,7 @@ class Growing:
         config = self._pilot_config(steps)
         bound = {key: value for key, value in dataclasses.asdict(config).items() if ("train", key) not in checks.FREE}
         settings: Record = {"layers": layers, "steps": steps, "alpha": self.config.alpha, "rounds": len(self.depths)}
+        settings["choice"] = self.config.choice
         settings["train"] = bound  # it may have changed since, as long as no round began
         record = run.world.on_main(lambda: read_json(path))
         if not isinstance(record, dict) or any(record.get(name) != value for name, value in settings.items()):
@@ -123,7 +124,7 @@ class Growing:
             record = run.world.on_main(lambda: self._foreseen(training, weights) | settings)
             run.world.on_main(lambda: self._keep_pilot(training.directory, path, record))
         run.world.on_main(lambda: shutil.rmtree(run.directory / "pilot", ignore_errors=True))
-        self._check_resolution(record)
+        run.world.on_main(lambda: self._check_resolution(record))
 
     def _pilot_config(self, steps: int) -> TrainConfig:
         """The recipe's settings for a few steps, most of them near the peak learning rate."""

@@ -100,8 +100,8 @@ class _Stages:
 
         Until its first round is over the same directory takes other settings of `grow`, and other controls.
         """
-        grows = self._run.recipe.grow is not None
-        return grows and any((self.directory / name).exists() for name in ("reference/model", "data/manifest.json"))
+        worked = ("reference/model", "data/manifest.json", "losses/reference.json", "pilot.json")
+        return self._run.recipe.grow is not None and any((self.directory / name).exists() for name in worked)
 
     def check(self) -> None:
         """Refuse all that can be refused now."""
