@@ -151,9 +151,8 @@ class Trainer:
             with self._open_metrics() as metrics:
                 self._loop(metrics)
         if self.config.export == "best" and self._state.best_step is not None:
-            reshard(
-                self._called
-            )  # the last validation left the root's tensors whole: they would not see what is loaded
+            # the last validation left the root's tensors whole, and they would not see what is loaded
+            reshard(self._called)
             self._held.load_best()
         self._metering.meet()
         return self.trained()
