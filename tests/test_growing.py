@@ -214,9 +214,13 @@ def test_warm_growth_keeps_what_was_trained(
 ) -> None:
     forced(monkeypatch, False, True)
     made = growing_recipe(taught, text, growth="warm", warm_steps=9)
-    pipeline.run(made, tmp_path / "run", console=Silent())
+    target = pipeline.run(made, tmp_path / "run", console=Silent())["target"]
     records = read_jsonl(tmp_path / "run" / "growth.jsonl")
     assert [(one["growth"], one["steps"]) for one in records] == [("cold", 31), ("warm", 9)]
+    # its weights went through both rounds
+    assert (target["steps"], target["tokens_trained"]) == (40, sum(one["tokens"] for one in records))
+    assert target["flops"] == sum(one["flops"] for one in records)
+    assert target["passes"] == target["tokens_trained"] / target["unique_tokens"]
     # what the second round starts from, composed here: the first round's model with the reference's third block
     whole = AutoModelForCausalLM.from_pretrained(taught)
     below = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "rounds" / "2" / "model")

@@ -15,7 +15,7 @@ from inheritune.errors import Refused
 from inheritune.report import write_comparison, write_exports
 from inheritune.report.beside import labels_of, panels, read_runs, runs_content, scores, settings, table, verdict
 from inheritune.report.content import Limits
-from report_runs import full_run, with_speed
+from report_runs import evaluation, full_run, with_speed
 from test_report import MARKUP, Page, change, make_run
 
 
@@ -106,6 +106,25 @@ def test_scores_of_the_targets_stand_beside_each_other(two: list[Path]) -> None:
     sheet = scores(read, ["one", "two"])
     assert sheet is not None
     assert sheet.rows[0] == ("piqa", "acc", "0", "1,838", "50.0", "61.2±1.1", "–")
+
+
+def test_scores_on_other_rows_stand_on_lines_of_their_own(two: list[Path]) -> None:
+    for run, selection in zip(two, ("200 rows, drawn", "the first 200"), strict=True):
+        record = evaluation()
+        (line,) = [one for one in record["lines"] if one["name"] == "piqa"]
+        line |= {"selection": selection, "rows": 200}
+        (run / "evaluation.json").write_text(json.dumps(record), encoding="utf-8")
+    sheet = scores(read_runs(two), ["one", "two"])
+    assert sheet is not None
+    assert [row[5:] for row in sheet.rows if row[0] == "piqa"] == [("61.2±1.1", "–"), ("–", "61.2±1.1")]
+
+
+def test_sets_of_other_sources_alone_are_judged_by(two: list[Path]) -> None:
+    for run, loss in zip(two, (2.7, 2.6), strict=True):
+        target = json.loads((run / "result.json").read_text(encoding="utf-8"))["target"]
+        losses = {"development": 2.0, "general": loss}
+        change(run, share=None, target=target | {"validation_losses": losses}, sets={"general": {"documents": 9}})
+    assert said(two).startswith("deeper has the lowest loss of 2 runs, 2.600 nats a token")
 
 
 def test_a_curve_is_a_run_whatever_it_is_called(two: list[Path]) -> None:

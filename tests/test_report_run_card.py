@@ -88,6 +88,18 @@ def test_without_inherited_weights_nothing_is_said_of_them(run: Path) -> None:
     assert "It may say what is false" in limits
 
 
+def test_a_reference_of_the_runs_own_is_nobody_elses(run: Path) -> None:
+    recipe = {**RECIPE, "architecture": {"config": {"model_type": "llama"}, "vocabulary": 320}}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    (run / "reference.json").write_text(json.dumps({"source": f"{run}/reference/model"}), encoding="utf-8")
+    write_card(run)
+    text = card(run).partition("## Results")[2]
+    assert "trained by the same run, from random init on the same training set" in section(card(run), "## Data")
+    assert "the licence is its author" in section(card(run), "## Licence")
+    assert "may have seen" not in text
+    assert str(run) not in text
+
+
 def test_a_card_in_another_encoding_keeps_the_run(run: Path) -> None:
     path = run / "model" / "README.md"
     path.write_bytes(path.read_bytes() + b"\xff\n")

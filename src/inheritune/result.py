@@ -74,6 +74,8 @@ def assemble(
     trainings = {key: ledger.get(stage_of(key, growth)) for key in losses}
     models = {key: _model(key, record, trainings[key], detailed) for key, record in losses.items()}
     target = models["target"]
+    if growth is not None:
+        target |= _grown_through(growth, ledger)
     controls = [*(key for key in ("random", "cut") if key in losses), *others]
     result: Record = {
         "name": name,
@@ -128,6 +130,26 @@ def stage_of(name: str, growth: Growth | None) -> str:
     if name == "target" and growth is not None and growth.best is not None:
         return f"train round-{growth.best['layers']}"
     return f"train {name}"
+
+
+def _grown_through(growth: Growth, ledger: Record) -> Record:
+    """What the target's weights were trained on where growth is warm: in every round up to its own."""
+    best = growth.best
+    if best is None or best.get("growth") != "warm":
+        return {}
+    layers = [one["layers"] for one in growth.records if one["round"] < best["round"] and not one["seed"]]
+    through = [ledger.get(f"train round-{count}") for count in (*layers, best["layers"])]
+    whole = [one for one in through if one is not None]
+    if len(whole) < len(through):
+        return {}
+    tokens, unique = sum(one["tokens"] for one in whole), max(one["unique_tokens"] for one in whole)
+    return {
+        "tokens_trained": tokens,
+        "unique_tokens": unique,
+        "passes": tokens / unique,
+        "flops": sum(one["flops"] for one in whole),
+        "steps": sum(one["steps"] for one in whole),
+    }
 
 
 def _rounds(growth: Growth) -> Record:

@@ -218,7 +218,7 @@ def scores(runs: Sequence[RunRecords], labels: Sequence[str]) -> Sheet | None:
     if not rows:
         return None
     table_of = []
-    for (task, metric, shots, seen, of, chance), cells in rows.items():
+    for (task, metric, shots, seen, of, chance, _selection, _data), cells in rows.items():
         counted = f"{seen:,}" if seen == of else f"{seen:,}/{of:,}"
         known = (cells.get(label, NOT_APPLICABLE) for label in labels)
         table_of.append((task, metric, str(shots), counted, short_number(metric, chance), *known))
@@ -232,8 +232,11 @@ def _target_scores(evaluation: Evaluation) -> Iterator[tuple[tuple[Any, ...], st
     of_target = evaluation.scores.get(target, {}) if target is not None else {}
     for line in evaluation.lines:
         if (score := of_target.get(line.name)) is not None:
-            key = (line.name, line.metric, line.shots, line.rows, line.rows_in_split, line.chance)
-            yield key, short_number(line.metric, score.value, score.standard_error)
+            rows = (line.rows, line.rows_in_split, line.chance, line.selection, str(line.dataset.get("fingerprint")))
+            yield (
+                (line.name, line.metric, line.shots, *rows),
+                short_number(line.metric, score.value, score.standard_error),
+            )
 
 
 def runs_content(runs: Sequence[RunRecords], limits: Limits) -> dict[str, Any]:

@@ -100,7 +100,10 @@ def _data(one: RunRecords) -> Iterator[str]:
         yield "Sources:\n\n" + "\n".join(f"- {_source(source, len(sources))}" for source in sources)
     elif data.get("prepared"):
         yield f"Prepared beforehand: {escaped(Path(str(data['prepared'])).name)}."
-    yield RELATIONS.get(str(data.get("relation") or "unknown"), RELATIONS["unknown"])
+    if _trained_reference(one):
+        yield "The reference was trained by the same run, from random init on the same training set."
+    else:
+        yield RELATIONS.get(str(data.get("relation") or "unknown"), RELATIONS["unknown"])
     sizes = {str(name): dict_of(size) for name, size in dict_of(one.result.get("sets")).items() if name != "train"}
     if sizes:
         sets = (f"{name} ({count(size.get('documents'))} documents)" for name, size in sizes.items())
@@ -128,15 +131,19 @@ def _limits(one: RunRecords) -> Iterator[str]:
             f"It saw {count(target.get('unique_tokens'))} unique tokens after the cut: what these do not hold, it may "
             "have lost."
         )
-    yield "Its losses are on held-out text of the same sources, and say nothing of other text."
-    if one.reference.get("source") and data.get("relation") != "other" and not data.get("exclude_seen"):
+    same = "held-out text of the same sources" if one.lines.judge == "held-out" else "the validation sets named above"
+    yield f"Its losses are on {same}, and say nothing of other text."
+    seen = one.reference.get("source") and not _trained_reference(one)
+    if seen and data.get("relation") != "other" and not data.get("exclude_seen"):
         yield "The reference may have seen the held-out text, on which the losses of both are then too low."
     yield f"Trained on sequences of at most {plain(data.get('sequence_length'))} tokens; longer ones were not tried."
 
 
 def _licence(one: RunRecords) -> Iterator[str]:
     licence, source = one.reference.get("license"), one.reference.get("source")
-    if not source or not _inherits(one):
+    if _trained_reference(one):
+        yield "The reference was trained by the same run, from random init; the licence is its author’s to state."
+    elif not source or not _inherits(one):
         yield "Trained from random init; the licence is its author’s to state."
     elif licence:
         yield f"{escaped(str(licence))}, that of the reference, {escaped(str(source))}, whose weights it holds."
@@ -150,8 +157,13 @@ def _inherits(one: RunRecords) -> bool:
     return bool(one.reference.get("source")) and init != "random"
 
 
+def _trained_reference(one: RunRecords) -> bool:
+    """Whether the run trained its own reference, in its own directory: nobody's else, and by no name to cite."""
+    return bool(_recipe(one).get("architecture")) and not _recipe(one).get("reference")
+
+
 def _citation(one: RunRecords) -> Iterator[str]:
-    source = one.reference.get("source")
+    source = one.reference.get("source") if not _trained_reference(one) else None
     also = f", and the reference, {escaped(str(source))}" if source else ""
     yield f"The recipe is that of arXiv 2404.08634; please cite it{also}."
     yield _CITATION

@@ -55,7 +55,10 @@ def colour_names(names: Iterable[str]) -> dict[str, str]:
 
 def judging_set(result: Mapping[str, Any]) -> str:
     """The validation set that the verdict is about: shown first."""
-    return str(dict_of(result.get("share")).get("set") or "held-out")
+    stated = dict_of(result.get("share")).get("set")
+    measured = dict_of(dict_of(result.get("target")).get("validation_losses"))
+    named = [name for name in measured if name != "development"]
+    return str(stated or ("held-out" if "held-out" in named or not named else named[0]))
 
 
 def by_set(model: Mapping[str, Any], key: str, judge: str) -> dict[str, Any]:
