@@ -215,6 +215,9 @@ def test_a_source_that_may_repeat_fills_its_share(
     data = dataclasses.replace(data, sources=[source], tokens=TokenCount(3 * there))
     found = run(data, tokenizer_directory, tmp_path / "out")
     assert set(Counter(found.texts("train")).values()) == {3}
+    assert found.manifest["sets"]["train"]["unique_tokens"] == there
+    assert open_prepared(tmp_path / "out").unique_training_tokens == there
+    assert open_prepared(tmp_path / "all").unique_training_tokens is None
 
 
 @given(

@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard
 from evaluation_mirror import write_mirror
 from inheritune.cli import main
 from inheritune.errors import Failed, Refused
+from inheritune.evaluation import evaluating, measuring
 from inheritune.pipeline import evaluated_models, evaluation
 from inheritune.pipeline.checkpoints import Saved
 from inheritune.scores import Evaluation
@@ -225,6 +226,19 @@ def test_runs_of_one_reference_share_it(run: Path, mirror: Path, llama_directory
     assert [model.name for model in found.models] == [ours[0], "reference", *ours[1:]]
     assert {(name, "reference") for name in ours} < pairs(found)
     assert ("half/target", "other/target") in pairs(found)
+
+
+def test_a_line_keeps_the_version_that_it_was_evaluated_with(
+    run: Path, mirror: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert evaluate(run, "--suite", "piqa", mirror=mirror) == 0
+    before = record(run).versions["lm_eval"]
+    real = measuring.versions
+    monkeypatch.setattr(evaluating, "versions", lambda: real() | {"lm_eval": "9.9"})
+    assert evaluate(run, "--suite", "boolq", "--against", "smollm2-70m", mirror=mirror) == 0
+    found = record(run)
+    assert {line.name: line.harness for line in found.lines} == {"piqa": before, "boolq": "9.9"}
+    assert found.versions["lm_eval"] == "9.9"
 
 
 def test_runs_of_one_name_keep_their_paths(run: Path, mirror: Path, tmp_path: Path) -> None:

@@ -96,6 +96,12 @@ def weights(trained_model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in trained_model.named_parameters()}
 
 
+def test_tokens_that_a_source_repeated_are_not_unique(tmp_path: Path, data: Prepared) -> None:
+    data.manifest["sets"]["train"]["unique_tokens"] = 100
+    _, trained = train(tmp_path / "run", data)
+    assert (trained.tokens, trained.unique_tokens) == (52 * 16, 100)
+
+
 def test_it_learns_and_counts(tmp_path: Path, data: Prepared) -> None:
     _, trained = train(tmp_path / "run", data)
     assert isinstance(trained, Trained)

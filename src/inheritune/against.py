@@ -159,7 +159,7 @@ class BesideBaseline:
     baseline: dict[str, Any]
     """Its model, parameters, tokens, training, source, and the harness's version."""
     harness: str | None
-    """The version that ours was evaluated with."""
+    """The version, or versions, that ours was evaluated with."""
     lines: dict[str, BesideScore]
     """By the line's name, those that it has a score of."""
     missing: tuple[str, ...]
@@ -409,7 +409,9 @@ def beside_baseline(evaluation: Evaluation, baseline: OutsideBaseline) -> Beside
             models[model.name] = _overall(model, found, baseline)
     about = {key: value for key, value in asdict(baseline).items() if key != "scores"}
     missing = tuple(score.task for score in baseline.scores if score.task not in lines)
-    return BesideBaseline(about, evaluation.versions.get("lm_eval"), lines, missing, models)
+    used = {line.harness or evaluation.versions.get("lm_eval") for line in evaluation.lines if line.name in lines}
+    harness = " and ".join(sorted(version for version in used if version)) or evaluation.versions.get("lm_eval")
+    return BesideBaseline(about, harness, lines, missing, models)
 
 
 def _beside_score(evaluation: Evaluation, line: Line, reported: Reported) -> BesideScore:

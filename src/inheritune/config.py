@@ -82,7 +82,8 @@ class DataConfig:
     sources: list[SourceConfig] = dataclasses.field(default_factory=list)
     """What to train on; documents of the held-out sets come from here too, by a hash of their content."""
     tokens: TokenCount | None = None
-    """Unique training tokens, end-of-text included, exactly. Unset: all there are (only with a single source)."""
+    """Training tokens, end-of-text included, exactly; unique, but for sources that may `repeat`. Unset: all there are
+    (only with a single source)."""
     passes: int = 1
     """How many times every training block is seen, each time in a new order."""
     sequence_length: int = 1024

@@ -118,6 +118,8 @@ class Line:
     """As in `TaskScores`; of a group without the configuration, the fingerprint being one of all its tasks."""
     changed: dict[str, list[Any]] = field(default_factory=dict)
     """As in `TaskScores`; of a group its first task's."""
+    harness: str | None = None
+    """The harness's version; a record that is gathered over calls may hold lines of several."""
 
 
 @dataclass(frozen=True)

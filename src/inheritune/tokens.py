@@ -207,6 +207,12 @@ class Prepared:
                         raise Failed(f"{path}: damaged (its checksum differs); {mend}")
 
     @property
+    def unique_training_tokens(self) -> int | None:
+        """Tokens of the training set without what was repeated; None where no source repeated to fill its share."""
+        unique: int | None = self.manifest["sets"]["train"].get("unique_tokens")
+        return unique
+
+    @property
     def main_set(self) -> str:
         """The validation set that verdicts are about: `held-out`, or the first that the recipe names."""
         return next(name for name in self.measured_names if name != "development")

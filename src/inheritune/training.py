@@ -160,11 +160,11 @@ class Trainer:
     def trained(self) -> Trained:
         """What the training came to so far; of one that diverged, what it took."""
         blocks, state = self._blocks, self._state
-        tokens = blocks.tokens_of(state.step)
+        tokens, unique = blocks.tokens_of(state.step), self.prepared.unique_training_tokens
         return Trained(
             steps=state.step,
             tokens=tokens,
-            unique_tokens=min(blocks.blocks * self.sequence_length, tokens),
+            unique_tokens=min(blocks.blocks * self.sequence_length, tokens, unique or tokens),
             tail_tokens=blocks.tail_tokens,
             flops=tokens * self._flops_per_token,
             seconds=state.seconds,

@@ -97,6 +97,13 @@ class Chosen:
         """Tokens."""
         return int(self.tokens.sum())
 
+    @property
+    def unique_tokens(self) -> int:
+        """Tokens without what a source that may repeat has repeated."""
+        order = np.lexsort((-self.tokens, self.documents))  # a document's whole copy before one that was cut
+        _, first = np.unique(self.documents[order], return_index=True)
+        return int(self.tokens[order][first].sum())
+
     def sorted_by(self, order: npt.NDArray[Any]) -> Chosen:
         """The same documents in another order."""
         return Chosen(self.documents[order], self.tokens[order], self.bytes[order], self.cut[order])

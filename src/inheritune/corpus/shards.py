@@ -55,9 +55,11 @@ def write_set(
         # Of an attempt with other settings that was killed while it wrote.
         if path.name.removesuffix(".index").removesuffix(".bytes") not in {file["name"] for file in files}:
             path.unlink()
+    unique = chosen.unique_tokens
     return {
         "documents": len(chosen.documents),
         "tokens": chosen.total,
+        **({"unique_tokens": unique} if unique < chosen.total else {}),
         "bytes": int(chosen.bytes.sum()),
         "cut_documents": int(chosen.cut.sum()),
         "files": files,

@@ -20,6 +20,7 @@ def gather(earlier: Evaluation, new: Evaluation) -> Evaluation:
         earlier: the record that is there.
         new: what was evaluated now.
     """
+    earlier = _of_versions(earlier)
     same = _same(earlier, new)
     others = tuple(_others(earlier, new))
     kept = same | {one.name for one in others}
@@ -46,6 +47,12 @@ def gather(earlier: Evaluation, new: Evaluation) -> Evaluation:
         commands=tuple(dict.fromkeys([*(earlier.commands if stayed or others else ()), *new.commands])),
         limited="; ".join(f"{line.name}: {line.selection}" for line in lines if line.selection) or None,
     )
+
+
+def _of_versions(earlier: Evaluation) -> Evaluation:
+    """With the harness's version at each line, which records did not have at first."""
+    version = earlier.versions.get("lm_eval")
+    return replace(earlier, lines=tuple(replace(line, harness=line.harness or version) for line in earlier.lines))
 
 
 def _same(earlier: Evaluation, new: Evaluation) -> set[str]:
@@ -85,7 +92,8 @@ def _tells_more(line: Line, other: Line) -> bool:
 
 def _rows(line: Line) -> tuple[Any, ...]:
     """What tells a line's rows, and how they were asked."""
-    return (line.tasks, line.shots, line.metric, line.rows, line.selection, line.dataset.get("fingerprint"))
+    data = line.dataset.get("fingerprint")
+    return (line.tasks, line.shots, line.metric, line.rows, line.selection, data, line.harness)
 
 
 def _has(evaluation: Evaluation, line: Line) -> bool:

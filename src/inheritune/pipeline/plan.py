@@ -410,6 +410,10 @@ class _Planning:
         """What a run directory holds at most, in bytes; a growth's rounds drop their checkpoints once they are over."""
         train, data = self._recipe.train, self._data
         tokens = data.tokens if data.tokens is not None else data.seen(self._models.steps, 1)
+        if data.tokens is None:
+            self._notes.append(
+                "data.tokens is unset: all of the text becomes shards, on disk maybe far more than these steps see"
+            )
         embedding = self._outlined.embedding_rows
         other = self._recipe.compare
         if other is not None and other.prepared is None:

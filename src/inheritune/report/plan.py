@@ -252,7 +252,8 @@ def _foot(plan: Record) -> Iterator[Text]:
     disk = plan["disk"]
     yield Text(
         f"Disk at most {disk['total_bytes'] / _GB:.3g} GB: shards {disk['shards_bytes'] / _GB:.3g}, checkpoints "
-        f"{disk['checkpoints_bytes'] / _GB:.3g}, models {disk['models_bytes'] / _GB:.3g}; what is downloaded besides."
+        f"{disk['checkpoints_bytes'] / _GB:.3g}, models {disk['models_bytes'] / _GB:.3g}; what is downloaded "
+        "besides, and as much again as the shards while text is prepared."
     )
     if plan["step_seconds"] is not None:
         yield Text(f"A step of the target takes {plan['step_seconds']['median']:.3g} s here.")
