@@ -209,6 +209,21 @@ def test_a_match_is_repeated_with_other_seeds(
     assert all(torch.equal(same[0][name], same[1][name]) for name in same[0])
 
 
+def test_the_runs_model_is_that_of_its_round_even_if_it_was_another(
+    taught: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forced(monkeypatch, True)
+    made, run = growing_recipe(taught, text), tmp_path / "run"
+    pipeline.run(made, run, console=Silent())
+    weights = run / "model" / "model.safetensors"
+    expected = weights.read_bytes()
+    weights.unlink()  # it is linked with the round's
+    weights.write_bytes(expected[:-1] + b"!")
+    (run / "result.json").unlink()
+    pipeline.run(made, run, console=Silent())
+    assert weights.read_bytes() == expected
+
+
 def test_warm_growth_keeps_what_was_trained(
     taught: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

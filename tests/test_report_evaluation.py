@@ -682,3 +682,8 @@ def test_an_outside_baseline_on_a_terminal_and_in_latex() -> None:
     assert r"+6.2 $\pm$1.6" in latex_evaluation(found)
     without = replace(found, published=beside_published(replace(found, lines=()), ["smollm2-70m"]))
     assert "smollm2" not in printed(without)
+
+
+def test_files_have_an_exponent_where_numbers_are_long() -> None:
+    assert shown("perplexity", 1.42943e23, 3.4745e22) == "1.429e23 ±3.5e22"
+    assert shown("word_perplexity", 25285.0, 23437.0) == "25,285 ±23,437"

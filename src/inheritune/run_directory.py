@@ -65,7 +65,11 @@ class JsonlWriter:
         self._file = path.open("a", encoding="utf-8")
 
     def append(self, record: dict[str, Any]) -> None:
-        """Write one record as one line. NaN and infinities become null: JSON has neither."""
+        """Write one record as one line.
+
+        NaN and infinities become null, since JSON has neither; but within a value (losses by set) they stay, as
+        Python's own reader takes them: a loss that is no number is not one that was not measured.
+        """
         finite = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in record.items()

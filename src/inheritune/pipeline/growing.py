@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import filecmp
 import math
 import os
 import shutil
@@ -390,6 +391,8 @@ class Growing:
         run, out = self.run, self.run.directory / "model"
         source, name = run.directory / best["directory"], _name(best["layers"], 0)
         again = self._again(best["round"])
+        if out.exists() and (source / "model").exists() and not _same_weights(source / "model", out):
+            shutil.rmtree(out)  # of a round that was trained again since
         if not out.exists():
             if not (source / "model").exists():
                 raise Failed(f"{source / 'model'}: is gone; {again}")
@@ -415,6 +418,15 @@ class Growing:
 def _name(layers: int, seed: int) -> str:
     """What a round's training is called."""
     return f"round-{resuming.folder_of(layers, seed)}"
+
+
+def _same_weights(one: Path, other: Path) -> bool:
+    """Whether two models have the same weights; those that are linked are not read."""
+    return all(
+        (other / file.name).exists()
+        and ((other / file.name).samefile(file) or filecmp.cmp(file, other / file.name, shallow=False))
+        for file in one.glob("*.safetensors")
+    )
 
 
 def _linked(source: str, out: str) -> str:

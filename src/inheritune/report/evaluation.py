@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from inheritune.report.evaluation_numbers import BOLD_RULE, is_scored, is_share
+from inheritune.report.evaluation_numbers import BOLD_RULE, is_scored, is_share, scientific
 from inheritune.report.numbers import NOT_APPLICABLE, count, number_of, percent
 from inheritune.report.sheets import PACKAGES, Sheet, in_latex, in_markdown
 from inheritune.report.table import dict_of
@@ -38,12 +38,18 @@ _OVERALL = {
 _VERDICT = ("Task", "Model", "Verdict", "Of the reference", "Baselines beaten", "Bold rule")
 
 
+_LONG = 10**8
+"""From here on a perplexity has an exponent in files, too: an untrained cut may reach 1e23."""
+
+
 def shown(metric: str, value: Any, error: Any = None) -> str:
-    """A score and its standard error as tables have them: `61.2 ±1.1`, `1,035 ±12`."""
+    """A score and its standard error as tables have them: `61.2 ±1.1`, `1,035 ±12`, `1.429e23 ±3.5e22`."""
     number, spread = number_of(value), number_of(error)
     if number is None:
         return NOT_APPLICABLE
     scale, digits = _scale(metric, number)
+    if abs(number) >= _LONG:
+        return scientific(number, 3) + ("" if spread is None else f" ±{scientific(spread, 1)}")
     text = f"{scale * number:z,.{digits}f}".replace("-", "−")
     return text if spread is None else f"{text} ±{scale * spread:,.{digits}f}"
 
@@ -192,6 +198,8 @@ def _signed(metric: str, value: float, pair: Paired) -> str:
     scale, digits = _scale(metric, max(map(abs, (pair.difference, pair.low, pair.high))))
     if number_of(value) is None:
         return NOT_APPLICABLE
+    if abs(value) >= _LONG:
+        return scientific(value, 3, "+")
     return f"{scale * value:+z,.{digits}f}".replace("-", "−")
 
 

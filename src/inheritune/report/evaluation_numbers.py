@@ -34,7 +34,7 @@ def short_number(metric: str, value: Any, error: Any = None) -> str:
     if spread is None:
         return text
     if "e" in text:
-        return f"{text}±{_scientific(spread, 1) if spread else '0'}"
+        return f"{text}±{scientific(spread, 1) if spread else '0'}"
     return f"{text}±{at_places(metric, spread, min(places, places_of(metric, spread)), 1)}"
 
 
@@ -51,11 +51,12 @@ def at_places(metric: str, value: float, places: int, digits: int = 2, sign: str
     if is_share(metric):
         text = f"{100 * value:{sign}z,.{places}f}"
     elif abs(round(value, places)) >= _SCIENTIFIC:
-        text = _scientific(value, digits, sign)
+        text = scientific(value, digits, sign)
     else:
         text = f"{round(value, places):{sign}z,.{max(0, places)}f}"
     return text.replace("-", "−")
 
 
-def _scientific(value: float, digits: int, sign: str = "") -> str:
+def scientific(value: float, digits: int, sign: str = "") -> str:
+    """A number of so many decimals and an exponent: `1.43e23`."""
     return re.sub(r"e\+?(-?)0*(?=\d)", r"e\1", f"{value:{sign}.{digits}e}").replace("-", "−")
