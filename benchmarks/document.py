@@ -106,7 +106,7 @@ SECTIONS: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "memory predicted": (predicted, ("memory_2.json",)),
     "memory measured": (measured, ("memory_2.json",)),
     "memory of half of SmolLM2": (measured, ("memory_3.json",)),
-    "plan": (planned, ("plan_1.json",)),
+    "plan": (planned, ("plan_2.json",)),
     "overheads": (
         overheads,
         ("overheads_2_loading_validation.json", "overheads_1_starting_checkpoints.json", "overheads_1_speed.json",

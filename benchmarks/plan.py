@@ -1,6 +1,6 @@
 """What `inheritune plan` predicts of four shapes, against trainings of them: seconds a step, and memory.
 
-    python benchmarks/plan.py [--steps 20] [--turns 3] [--shapes NAME ...] [--out results/plan_1.json]
+    python benchmarks/plan.py [--steps 20] [--turns 3] [--shapes NAME ...] [--out results/plan_2.json]
 
 In turns, each in a process of its own: a plan with `--device measured`, which times a few steps, and then the training
 that it is about, by `training.Trainer` on a prepared directory, for more steps. Memory is predicted from the config
