@@ -360,6 +360,17 @@ def test_the_difference_to_an_outside_score_has_the_error_of_both() -> None:
     assert found.standard_error == pytest.approx(math.sqrt(0.01**2 + theirs**2))
 
 
+def test_tasks_that_both_only_guess_are_left_out_of_the_mean() -> None:
+    """Who says yes more often is ahead on BoolQ, be it a network of random init."""
+    lines = [whole("piqa", chance=0.5, majority=0.505), whole("boolq", chance=0.5, majority=0.622)]
+    found = outside(lines, {"piqa": 0.55, "boolq": 0.6})
+    assert found.lines["boolq"].differences["ours"].standing == "better"
+    assert (found.models["ours"].tasks, found.models["ours"].left_out) == (("piqa",), ("boolq",))
+    assert found.models["ours"].mean == found.lines["piqa"].differences["ours"]
+    better = outside(lines, {"piqa": 0.55, "boolq": 0.7})  # better than always yes
+    assert (better.models["ours"].tasks, better.models["ours"].left_out) == (("piqa", "boolq"), ())
+
+
 @pytest.mark.parametrize(
     ("value", "standing"),
     [

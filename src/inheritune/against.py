@@ -137,6 +137,8 @@ class BesideScore:
     """Why it is not compared; None: it is."""
     differences: dict[str, Difference] = field(default_factory=dict)
     """By our model; empty where it is not compared."""
+    guessed: tuple[str, ...] = ()
+    """Our models whose score is no further from chance or majority than two standard errors, or below."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,9 @@ class Overall:
     token_share: float | None
     """Tokens that ours was trained on over the baseline's; None where ours are not recorded. Those that the layers it
     inherited were trained on, in the reference, are not among them."""
+    left_out: tuple[str, ...] = ()
+    """Tasks on which neither is better than guessing or the best constant answer: who guesses yes more often has merit
+    there of no kind. Kept where there is no other task."""
 
 
 @dataclass(frozen=True)
@@ -405,8 +410,11 @@ def beside_baseline(evaluation: Evaluation, baseline: OutsideBaseline) -> Beside
     models = {}
     for model in evaluation.models:
         found = {name: line.differences[model.name] for name, line in lines.items() if model.name in line.differences}
+        guessed = {name for name in found if lines[name].near and model.name in lines[name].guessed}
         if found:
-            models[model.name] = _overall(model, found, baseline)
+            told = {name: one for name, one in found.items() if name not in guessed} or found
+            left_out = tuple(name for name in found if name not in told)
+            models[model.name] = replace(_overall(model, told, baseline), left_out=left_out)
     about = {key: value for key, value in asdict(baseline).items() if key != "scores"}
     missing = tuple(score.task for score in baseline.scores if score.task not in lines)
     used = {line.harness or evaluation.versions.get("lm_eval") for line in evaluation.lines if line.name in lines}
@@ -425,7 +433,14 @@ def _beside_score(evaluation: Evaluation, line: Line, reported: Reported) -> Bes
     differences = {name: _difference(*one, reported) for name, one in ours.items() if one is not None}
     if not differences:
         reason = _other(("metric", line.metric, reported.metric)) or "no model has a score"
-    return replace(found, differences=differences, reason=reason)
+    guessed = tuple(name for name, one in ours.items() if one is not None and _guessed(one, line))
+    return replace(found, differences=differences, reason=reason, guessed=guessed)
+
+
+def _guessed(one: tuple[float, float | None], line: Line) -> bool:
+    """Whether a score, with its error, is no better than chance or the best constant answer."""
+    value, error = one
+    return error is not None and bool(near(value, error, line.chance, line.majority))
 
 
 def _in_metric(line: Line, score: Score, metric: str) -> tuple[float, float | None] | None:

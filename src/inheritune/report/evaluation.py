@@ -278,6 +278,12 @@ def _baseline_notes(about: dict[str, Any], record: dict[str, Any]) -> Iterator[s
     guessed = [line for line, found in lines.items() if found.get("near")]
     if guessed:
         yield f"Published, and no better than guessing or the best constant answer: {', '.join(guessed)}."
+    left_out = dict.fromkeys(
+        task for one in dict_of(record.get("models")).values() for task in dict_of(one).get("left_out") or ()
+    )
+    if left_out:
+        names = ", ".join(left_out)
+        yield f"Left out of a mean where ours is no better than that, too, since there either only guesses: {names}."
     yield from (f"{line} is not compared: {found['reason']}" for line, found in lines.items() if found.get("reason"))
     if record.get("missing"):
         yield f"Not evaluated here: {', '.join(record['missing'])}."
