@@ -186,15 +186,15 @@ def evaluate(
         results[candidate.name], failed[candidate.name] = one.scores(reference, models[-1].fingerprint)
     if not any(results.values()):
         raise Failed(next(why for reasons in failed.values() for why in reasons.values()))
-    with_versions = versions()
-    lines = tuple(replace(_line(planned, name, results), harness=with_versions["lm_eval"]) for name in planned.lines)
+    used = versions()
+    lines = tuple(replace(_line(planned, name, results), harness=used["lm_eval"]) for name in planned.lines)
     return Evaluation(
         suite=planned.suite.name,
         lines=lines,
         models=tuple(models),
         scores={name: _scores(lines, scores) for name, scores in results.items()},
         paired=tuple(_pairs(lines, results, models)),
-        versions=with_versions,
+        versions=used,
         failed={name: reasons for name, reasons in failed.items() if reasons},
         limited=_limited(lines),
     )

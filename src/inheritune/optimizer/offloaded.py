@@ -121,7 +121,7 @@ def _host_zeros(like: torch.Tensor) -> torch.Tensor:
     zeros = torch.zeros(local(like).shape)
     if not isinstance(like, DTensor):
         return zeros
-    mesh = _on_host(like.device_mesh)
+    mesh = like.device_mesh if like.device_mesh.device_type == "cpu" else _on_host(like.device_mesh)
     whole: DTensor = DTensor.from_local(
         zeros, mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
     )
@@ -131,6 +131,4 @@ def _host_zeros(like: torch.Tensor) -> torch.Tensor:
 @functools.cache
 def _on_host(mesh: DeviceMesh) -> DeviceMesh:
     """The same ranks' CPUs, made once: one of two dimensions makes groups of its own, each with sockets and threads."""
-    if mesh.device_type == "cpu":
-        return mesh
     return init_device_mesh("cpu", tuple(mesh.shape), mesh_dim_names=mesh.mesh_dim_names)
