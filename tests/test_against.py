@@ -36,7 +36,7 @@ def line_of(name: str, **changes: Any) -> Line:
 
 
 def score_of(line: Line, value: float, error: float | None = 0.01) -> Score:
-    return Score(value, error, None, near(value, error, line.chance, line.majority), 0, {})
+    return Score(value, error, None, near(value, error, line.chance, line.majority, line.rows), 0, {})
 
 
 def evaluation_of(lines: list[Line], scores: Mapping[str, tuple[Role, dict[str, float]]], **more: Any) -> Evaluation:

@@ -176,6 +176,14 @@ def shard_is_a_directory(ground: Ground) -> None:
     (ground.reference / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
 
 
+def no_numbers(ground: Ground) -> None:
+    """In what every target takes."""
+    file = ground.reference / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.norm.weight"][3] = torch.nan
+    save_file(tensors, file, {"format": "pt"})
+
+
 def bad_lineage(ground: Ground) -> None:
     (ground.reference / "inheritune.json").write_text("{")
 
@@ -247,6 +255,10 @@ CASES: list[tuple[Callable[[Ground], None], list[str], list[str]]] = [
     (eight_bits, [], ["quantised", "float8_e4m3fn"]),
     (shard_is_a_directory, [], ["model-00001-of-00001.safetensors is missing"]),
     (nothing, ["--data.prepared", "{root}/text.jsonl"], ["text.jsonl", "Not a directory"]),
+    (nothing, ["--reference", "{root}/nowhere.gguf"], ["nowhere.gguf: no such file"]),
+    (nothing, ["--reference", "{root}/\udcff"], ["its name is not UTF-8", "rename it"]),
+    (nothing, ["--data.sources", "[]"], ["data.sources is empty"]),
+    (nothing, ["--data.tokens", "1K", "--data.tokens", "1.5"], ["data.tokens is '1.5'"]),
     (bad_prepared, ["--data.prepared", "{root}/prepared"], ["prepared", "damaged"]),
     (nothing, ["--data.prepared", "{root}/nowhere"], ["nowhere", "no manifest.json"]),
 ]
@@ -281,7 +293,7 @@ def test_a_directory_in_use(ground: Ground, capsys: pytest.CaptureFixture[str]) 
     assert "in use by another run" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("out", ["", "a\0b", "a" * 300, "text.jsonl/out", "/proc/nowhere/out"])
+@pytest.mark.parametrize("out", ["", "a\0b", "a" * 300, "\udcff", "text.jsonl/out", "/proc/nowhere/out"])
 def test_an_impossible_directory(out: str, ground: Ground, capsys: pytest.CaptureFixture[str]) -> None:
     place = f"{ground.root}/{out}" if out and out[0] != "/" else out
     assert main(["run", str(ground.recipe), "--out", place]) == 2
@@ -307,6 +319,45 @@ def test_a_flag_is_judged_beside_the_recipe_not_the_defaults(
     ground.recipe.write_text(ground.recipe.read_text().replace("train: {", "train: {learning_rate: 0.1, "))
     assert ground.run(*flags[:2], *flags[4:]) == 2
     assert "nowhere/at/all" in capsys.readouterr().err
+
+
+def test_text_is_looked_for_before_a_reference_is_dequantised(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def found(*_: Any) -> None:
+        raise AssertionError("the reference was looked for")
+
+    monkeypatch.setattr("inheritune.reference.find", found)
+    no_text(ground)
+    assert ground.run() == 2
+    assert "text.jsonl: no such file" in capsys.readouterr().err
+
+
+def test_weights_that_are_no_numbers(ground: Ground, capsys: pytest.CaptureFixture[str]) -> None:
+    no_numbers(ground)
+    out = ground.root / "cut"
+    assert main(["inherit", str(ground.reference), "--layers", "2", "--out", str(out)]) == 2
+    assert "model.norm.weight holds NaN or infinity; its file is damaged" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_reference_without_a_loss_is_said(ground: Ground, capsys: pytest.CaptureFixture[str]) -> None:
+    """What its target leaves out is not finite."""
+    file = ground.reference / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.layers.3.mlp.up_proj.weight"][0, 0] = torch.nan
+    save_file(tensors, file, {"format": "pt"})
+    assert ground.run("--inherit.layers", "2") == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "the reference's loss on held-out is not finite" in last
+
+
+def test_what_a_killed_write_left_goes(ground: Ground) -> None:
+    ground.out.mkdir()
+    left = ground.out / ".ledger.json.123.tmp"
+    left.write_text("{")
+    with lock(ground.out):
+        assert not left.exists()
 
 
 def test_a_damaged_record_is_named(ground: Ground, capsys: pytest.CaptureFixture[str]) -> None:

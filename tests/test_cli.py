@@ -58,6 +58,18 @@ def test_what_is_imported_says_nothing(tmp_path: Path) -> None:
     assert done.stderr.startswith("packaged:demo: ")
 
 
+def test_a_recipe_as_it_would_be_run_reads_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["run", "smollm2", "--train.learning_rate", "2e-3", "--print_config"]
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    again = tmp_path / "again.yaml"
+    again.write_text(shown)
+    assert main(["run", str(again), "--print_config"]) == 0
+    assert capsys.readouterr().out == shown
+    assert "name: smollm2" in shown
+    assert "learning_rate: 0.002" in shown
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("inheritune ")

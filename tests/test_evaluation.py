@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from evaluation_mirror import DATA, write_mirror
@@ -432,6 +433,16 @@ def test_a_failing_model_is_one_line(
     with pytest.raises(Failed) as error:
         run([llama_directory], planned, tmp_path)
     assert str(error.value) == "piqa: it could not be evaluated: out of memory"
+
+
+def test_a_model_of_no_numbers_has_no_score(planned: Plan, llama_directory: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(llama_directory, broken)
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.norm.weight"][3] = math.nan
+    save_file(tensors, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(Failed, match="its logits are NaN, so it has no score"):
+        run([broken], planned, tmp_path)
 
 
 def test_what_a_group_changes_of_its_tasks_counts() -> None:

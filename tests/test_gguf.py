@@ -373,6 +373,10 @@ def test_a_directory_that_is_not_as_it_was_written_is_made_again(file: Path) -> 
     path = first.path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     assert find(str(file)).fingerprint == before
+    whole = path.read_bytes()
+    path.write_bytes(bytes([*whole[:-1], whole[-1] ^ 1]))
+    assert find(str(file)).fingerprint == before
+    assert path.read_bytes() == whole
     (first.path / "gguf.json").write_text("{")
     assert find(str(file)).fingerprint == before
 
@@ -688,7 +692,10 @@ def test_what_would_be_another_model_is_refused(case: str, tmp_path: Path, keys:
 
 def test_blocks_that_predict_further_tokens_are_left_out_and_said(tmp_path: Path, keys: Metadata) -> None:
     others = {f"blk.{LAYERS}.nextn.eh_proj.weight": torch.ones(WIDTH, 2 * WIDTH)}
-    found = find(str(write(tmp_path / "model.gguf", keys, weights(), "Q8_0", others=others)))
+    file = write(tmp_path / "model.gguf", keys, weights(), "Q8_0", others=others)
+    assert "damaged: it holds blk.3.nextn.eh_proj.weight, and its header says 3 blocks" in refused(file)
+    said = keys | {"llama.nextn_predict_layers": 1}
+    found = find(str(write(tmp_path / "further.gguf", said, weights(), "Q8_0", others=others)))
     assert lost(found) == ["1 tensors of blocks that predict further tokens are left out"]
 
 
@@ -778,6 +785,9 @@ NO_MODEL: dict[str, tuple[str, Metadata, list[str]]] = {
     "blocks in words": ("llama", {"llama.block_count": "three"}, ["llama.block_count is none"]),
     "a huge width": ("llama", {"llama.embedding_length": 2**31}, ["transformers cannot read it|its header describes"]),
     "a huge vocabulary": ("llama", {"llama.vocab_size": 2**31}, ["its header describes 137,", "its tensors hold"]),
+    "no heads": ("llama", {"llama.attention.head_count": 0}, ["llama.attention.head_count is 0, and must be above 0"]),
+    "no base": ("llama", {"llama.rope.freq_base": math.nan}, ["llama.rope.freq_base is nan, and must be above 0"]),
+    "no context": ("llama", {"llama.context_length": 0}, ["llama.context_length is 0, and must be above 0"]),
     "more layers": ("llama", {"llama.block_count": 4}, ["incomplete: its header describes"]),
     "an id beyond": ("llama", {"tokenizer.ggml.eos_token_id": 320}, ["eos_token_id is 320, and it has 320 tokens"]),
     "an id in words": ("llama", {"tokenizer.ggml.bos_token_id": "0"}, ["bos_token_id is '0'"]),
@@ -802,9 +812,31 @@ def test_what_is_no_model_is_refused(case: str, tmp_path: Path, keys: Metadata, 
     assert not [path for path in cache.glob("*") if path.name != ".lock"]
 
 
+def test_a_tensor_of_another_shape_is_named(tmp_path: Path, keys: Metadata) -> None:
+    tensors = weights()
+    for block in range(LAYERS):
+        tensors[f"model.layers.{block}.mlp.up_proj.weight"] = torch.ones(3 * WIDTH, WIDTH)
+    said = refused(write(tmp_path / "model.gguf", keys, tensors, "Q8_0"))
+    assert "damaged: its header gives another shape to model.layers.0.mlp.up_proj.weight and 2 others; copy it" in said
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_weight_that_is_no_number_is_named(value: float, tmp_path: Path, keys: Metadata, cache: Path) -> None:
+    tensors = weights()
+    tensors["model.norm.weight"][3] = value
+    said = refused(write(tmp_path / "model.gguf", keys, tensors, "F16"))
+    assert "damaged: NaN or infinity in model.norm.weight; copy it again" in said
+    assert [path.name for path in cache.iterdir()] == [".lock"]
+
+
+def test_text_that_is_no_utf_8_is_said(file: Path) -> None:
+    file.write_bytes(file.read_bytes().replace(b"<|endoftext|>", b"<|end\xff\xfetext|>"[:13]))
+    assert "damaged: its header holds text that is no UTF-8" in refused(file)
+
+
 def test_a_tensor_that_is_missing_is_named(file: Path, cache: Path) -> None:
     file.write_bytes(file.read_bytes().replace(b"blk.0.attn_norm.weight", b"blk.9.attn_norm.weight"))
-    assert "incomplete: it lacks model.layers.0.input_layernorm.weight (1 such tensors)" in refused(file)
+    assert "incomplete: it lacks model.layers.0.input_layernorm.weight; copy" in refused(file)
     assert [path.name for path in cache.iterdir()] == [".lock"]
 
 

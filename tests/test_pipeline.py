@@ -622,6 +622,29 @@ def spoil_ledger(out: Path) -> str:
     return "ledger.json: has no entry of the target's training"
 
 
+def spoil_ledgers_kind(out: Path) -> str:
+    (out / "ledger.json").write_text("[1]")
+    (out / "result.json").unlink()
+    return "ledger.json: damaged, it is no record; restore it from a copy, or run the recipe into another --out"
+
+
+def spoil_finished_ledger(out: Path) -> str:
+    (out / "ledger.json").write_text("{")
+    return "restore it from a copy, or run the recipe into another --out"
+
+
+def spoil_data(out: Path) -> str:
+    (out / "data.json").write_text("{}")
+    (out / "result.json").unlink()
+    return "data.json: damaged, it has no fingerprint; delete it and give the same command again"
+
+
+def spoil_reference(out: Path) -> str:
+    (out / "reference.json").write_text("[1]")
+    (out / "result.json").unlink()
+    return "reference.json: damaged, it is no record; delete it and give the same command again"
+
+
 def spoil_model(out: Path) -> str:
     (out / "model" / "model.safetensors").unlink()
     (out / "losses" / "target.json").unlink()
@@ -653,7 +676,13 @@ def spoil_shard(out: Path) -> str:
     return "00000.ds: damaged"
 
 
-@pytest.mark.parametrize("spoil", [spoil_recipe, spoil_ledger, spoil_model, spoil_weights, spoil_start, spoil_shard])
+SPOILT = [
+    *(spoil_recipe, spoil_ledger, spoil_ledgers_kind, spoil_finished_ledger, spoil_data, spoil_reference, spoil_model),
+    *(spoil_weights, spoil_start, spoil_shard),
+]
+
+
+@pytest.mark.parametrize("spoil", SPOILT)
 def test_a_damaged_run_is_told_in_one_line(
     spoil: Callable[[Path], str], finished: Path, llama_directory: Path, text: Path, tmp_path: Path
 ) -> None:

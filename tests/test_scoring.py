@@ -179,8 +179,14 @@ def test_rescaled() -> None:
 def test_near_is_within_two_standard_errors_or_below(
     value: float, error: float | None, expected: tuple[str, ...]
 ) -> None:
-    assert near(value, error, 0.5, 0.62) == expected
-    assert near(value, error, None, None) == ()
+    assert near(value, error, 0.5, 0.62, 100) == expected
+    assert near(value, error, None, None, 100) == ()
+
+
+def test_rows_that_all_came_out_alike_are_judged_by_what_guessing_would_spread() -> None:
+    assert near(1.0, 0.0, 0.5, 0.62, 2) == ("chance", "majority")
+    assert near(1.0, 0.0, 0.5, 0.62, 200) == ()
+    assert near(0.0, 0.0, 0.0, None, 200) == ("chance",)
 
 
 def test_a_score_has_the_harness_s_value_and_everything_beside_it() -> None:

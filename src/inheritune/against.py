@@ -424,7 +424,7 @@ def beside_baseline(evaluation: Evaluation, baseline: OutsideBaseline) -> Beside
 
 def _beside_score(evaluation: Evaluation, line: Line, reported: Reported) -> BesideScore:
     value, error = reported.value, reported.standard_error
-    levels = near(value, error, line.chance, line.majority)
+    levels = near(value, error, line.chance, line.majority, reported.rows)
     found = BesideScore(reported.heading, reported.metric, str(reported.figure), value, error, levels, None)
     reason = _not_whole(line) or _other(("shots", line.shots, 0), ("rows", line.rows, reported.rows))
     if reason is not None:
@@ -440,7 +440,7 @@ def _beside_score(evaluation: Evaluation, line: Line, reported: Reported) -> Bes
 def _guessed(one: tuple[float, float | None], line: Line) -> bool:
     """Whether a score, with its error, is no better than chance or the best constant answer."""
     value, error = one
-    return error is not None and bool(near(value, error, line.chance, line.majority))
+    return error is not None and bool(near(value, error, line.chance, line.majority, line.rows))
 
 
 def _in_metric(line: Line, score: Score, metric: str) -> tuple[float, float | None] | None:

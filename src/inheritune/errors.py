@@ -49,6 +49,11 @@ def nearest(name: str, names: Sequence[str]) -> str:
     return f"; did you mean {found[0]!r}?" if found else ""
 
 
+def is_text(word: str) -> bool:
+    """Whether a word can be written: a file name whose bytes are not UTF-8 holds surrogates in Python."""
+    return not any("\ud800" <= character <= "\udfff" for character in word)
+
+
 _CONTROLS = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n\r"}
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from inheritune import consumption
 from inheritune.consumption import Consumption
 from inheritune.errors import Failed
-from inheritune.run_directory import read_json, read_jsonl
+from inheritune.run_directory import read_json, read_jsonl, read_record
 
 Record = dict[str, Any]
 TOTAL = "total"
@@ -54,6 +54,16 @@ class _Training:
     devices: tuple[str, ...] = ()
     lower_bounds: frozenset[str] = field(default_factory=frozenset)
     """Figures that are there, but of a part alone."""
+
+
+def entries(run: Path) -> Record:
+    """A run's ledger as it stands: by stage its entry; empty where nothing is over yet.
+
+    Raises:
+        Failed: it is damaged. What trainings took stands nowhere else, so that it cannot be made again.
+    """
+    mend = "restore it from a copy, or run the recipe into another --out"
+    return read_record(run / "ledger.json", mend=mend) or {}
 
 
 def total(run: Path, *, price_per_device_hour: float | None = None) -> Record:

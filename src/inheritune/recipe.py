@@ -105,7 +105,9 @@ def build_parser(kind: type[Any], prog: str | None = None, description: str | No
     """A jsonargparse parser with one flag a key of the dataclass, nested ones dotted."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     register_type(TokenCount, serializer=int, deserializer=TokenCount, fail_already_registered=False)
-    parser = ArgumentParser(exit_on_error=False, prog=prog, description=description, allow_abbrev=False)
+    parser = ArgumentParser(
+        exit_on_error=False, prog=prog, description=description, allow_abbrev=False, print_config=None
+    )
     parser.add_argument("--config", action="config", help=argparse.SUPPRESS)  # how `parse` hands the file's values on
     parser.add_class_arguments(kind)
     return parser

@@ -134,8 +134,8 @@ def reworded(kind: type[Any], message: str, where: str, values: dict[str, Any], 
 
 def _given(key: str, values: dict[str, Any], overrides: Sequence[str], fallback: Any) -> Any:
     """The value that a flag or the file gave for a key, as it was written."""
-    for index, flag in enumerate(overrides):
-        name, equals, value = flag.partition("=")
+    for index in range(len(overrides) - 1, -1, -1):  # of a flag given twice the last one counts
+        name, equals, value = overrides[index].partition("=")
         if name == f"--{key}":
             return value if equals else (overrides[index + 1] if index + 1 < len(overrides) else fallback)
     found: Any = values

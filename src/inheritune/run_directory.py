@@ -57,6 +57,34 @@ def read_json(path: Path) -> Any:
         raise Failed(f"{path}: damaged, not JSON ({error}); delete it and give the same command again") from None
 
 
+def read_record(
+    path: Path, *keys: str, mend: str = "delete it and give the same command again"
+) -> dict[str, Any] | None:
+    """Read a JSON record that holds text under some keys; None where the file is absent.
+
+    Args:
+        path: of the file.
+        keys: those that what follows cannot do without.
+        mend: what to do about a file that is damaged.
+
+    Raises:
+        Failed: it is no such record: it was damaged or edited.
+    """
+    try:
+        record = read_json(path)
+    except Failed as error:
+        what = str(error).rpartition(";")[0]
+        raise Failed(f"{what}; {mend}") from None
+    if record is None:
+        return None
+    if not isinstance(record, dict):
+        raise Failed(f"{path}: damaged, it is no record; {mend}")
+    lacking = next((key for key in keys if not isinstance(record.get(key), str)), None)
+    if lacking is not None:
+        raise Failed(f"{path}: damaged, it has no {lacking}; {mend}")
+    return record
+
+
 class JsonlWriter:
     """Appends records to a JSONL file, a line each, flushed at every line so that a killed run loses none."""
 
@@ -153,6 +181,8 @@ def lock(directory: Path) -> Iterator[None]:
             ) from None
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode("ascii"))
+        for left in directory.glob(".*.tmp"):  # of a record that a kill cut short
+            left.unlink(missing_ok=True)
         yield
     finally:
         os.close(descriptor)

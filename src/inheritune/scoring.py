@@ -120,15 +120,21 @@ def rescaled(value: float, chance: float | None) -> float | None:
     return None if chance is None or chance >= 1 else (value - chance) / (1 - chance)
 
 
-def near(value: float, error: float | None, chance: float | None, majority: float | None) -> tuple[str, ...]:
+def near(value: float, error: float | None, chance: float | None, majority: float | None, rows: int) -> tuple[str, ...]:
     """Which of `chance` and `majority` a value is below, or no further from than two standard errors.
 
     Both levels are taken as exact: they belong to these rows. Without a standard error a value is told apart from
-    nothing.
+    nothing. Where all rows came out alike, as two right ones of two do, there is a standard error of 0 that says
+    nothing; then it is the one that the level itself would have on so many rows.
     """
-    margin = math.inf if error is None else ERRORS * error
+
+    def margin(level: float) -> float:
+        if error is None:
+            return math.inf
+        return ERRORS * (error or math.sqrt(max(0.0, level * (1 - level)) / rows))
+
     levels = {"chance": chance, "majority": majority}
-    return tuple(name for name, level in levels.items() if level is not None and value <= level + margin)
+    return tuple(name for name, level in levels.items() if level is not None and value <= level + margin(level))
 
 
 def score_of(tasks: Sequence[TaskScores], metric: str) -> Score:
@@ -153,7 +159,7 @@ def score_of(tasks: Sequence[TaskScores], metric: str) -> Score:
         value=value,
         standard_error=error,
         rescaled=rescaled(value, chance),
-        near=near(value, error, chance, majority),
+        near=near(value, error, chance, majority, sum(len(task.rows) for task in tasks)),
         cut_rows=sum(task.cut_rows for task in tasks),
         beside={name: _measured(tasks, name) for name in others},
         seconds=math.fsum(task.seconds for task in tasks),

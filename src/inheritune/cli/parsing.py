@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from inheritune.errors import Refused
+from inheritune.errors import Refused, is_text
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -101,6 +101,8 @@ def directory(word: str, argument: str = "--out") -> Path:
     try:
         if not word:
             raise ValueError("empty")
+        if not is_text(word):
+            raise ValueError("it is not UTF-8, which the records are")
         path = Path(word).expanduser()
         with contextlib.suppress(FileNotFoundError):
             path.lstat()

@@ -13,10 +13,13 @@ def run_until(name: str, until: str) -> Callable[[list[str]], None]:
 
     def call(words: list[str]) -> None:
         from inheritune.config import Recipe
-        from inheritune.recipe import packaged_recipes, parse, read_recipe
+        from inheritune.recipe import dump, packaged_recipes, parse, read_recipe
 
         parser = config_parser(name, Recipe)
         parser.add_argument("recipe", type=str, help=f"a YAML file, or one of: {', '.join(packaged_recipes())}")
+        parser.add_argument(
+            "--print_config", action="store_true", help="print the recipe as it would be run, every key, and stop"
+        )
         _, first = parse(parser, Recipe, words, {}, f"inheritune {name}", complete=False)
         values, where = read_recipe(first.recipe)
         if name == "grow" and values.get("grow") is None:
@@ -26,6 +29,9 @@ def run_until(name: str, until: str) -> Callable[[list[str]], None]:
             raise Refused(f"{where}: --grow null leaves nothing to grow by; leave it out for the defaults")
         if name == "train" and recipe.grow is not None:
             raise Refused(f"{where}: grows; give `inheritune grow`, or `inheritune run` for its controls, too")
+        if namespace.print_config:
+            print(dump(recipe), end="")
+            return
         quiet()
         from inheritune import pipeline
 
@@ -88,7 +94,7 @@ def prepare(words: list[str]) -> None:
         "--tokenizer",
         type=str | None,
         default=None,
-        help="the reference (a directory or a hub id) whose tokenizer to use",
+        help="the reference (a directory, a hub id or a GGUF file) whose tokenizer to use",
     )
     parser.add_argument(
         "--document_separator", type=str | None, default=None, help="what separates documents of plain-text SOURCEs"

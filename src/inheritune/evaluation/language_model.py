@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from inheritune.errors import Refused
+from inheritune.errors import Failed, Refused
 from inheritune.evaluation.batch import batch_rows
 
 Request = tuple[Any, list[int], list[int]]
@@ -104,6 +105,8 @@ class EvaluatedModel(HFLM):  # type: ignore[misc]
         found: list[tuple[float, bool]] = super()._loglikelihood_tokens(
             fitted, disable_tqdm=True, override_bs=override_bs
         )
+        if any(math.isnan(value) for value, _ in found):
+            raise Failed(f"{self.model.name_or_path}: its logits are NaN, so it has no score; its weights are damaged")
         return found
 
     def _fitted(self, request: Request) -> Request:

@@ -56,7 +56,7 @@ SUITES: dict[str, tuple[Asked, ...]] = {
 }
 """The suites, each a list of what it asks for."""
 
-_WORD = re.compile(r"(?P<name>[^\s:]+)(?::(?P<shots>-?\d+))?")
+_WORD = re.compile(r"(?P<name>[^\s:]+)(?::(?P<shots>-?[0-9]+))?")
 
 
 def parse_suite(text: str) -> Suite:

@@ -360,7 +360,8 @@ def quiet() -> Iterator[None]:
     own = lm_eval.api.task.tqdm
     try:
         for name in names:
-            logging.getLogger(name).setLevel(logging.ERROR)
+            # what the data library logs as an error it raises as well
+            logging.getLogger(name).setLevel(logging.CRITICAL if name == "datasets" else logging.ERROR)
         datasets.disable_progress_bars()
         lm_eval.api.task.tqdm = partial(tqdm, disable=True)  # its bars cannot be turned off otherwise
         yield

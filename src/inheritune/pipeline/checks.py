@@ -21,7 +21,7 @@ from inheritune.growth import layers_in_words, planned_depths
 from inheritune.objective import keeps_documents_apart
 from inheritune.optimizer import check_optimizer
 from inheritune.reference import Reference
-from inheritune.run_directory import read_json
+from inheritune.run_directory import read_record
 from inheritune.tokens import Prepared, TrainingBlocks, open_prepared
 
 FREE = (
@@ -55,6 +55,23 @@ def check_recipe(recipe: Recipe) -> None:
     if recipe.reference is None and recipe.controls and recipe.grow is None:
         raise Refused("recipe: controls compare a target with its reference; this recipe starts from an architecture")
     check_optimizer(recipe.train)
+    if recipe.data.prepared is None:
+        if not recipe.data.sources:
+            raise Refused("recipe: data.sources is empty; name files, a directory, hub:ORG/NAME or python-source")
+        judged = recipe.data.validation_share > 0 or bool(recipe.data.validation_sets)
+        _check_sets(recipe, judged=judged, developed=recipe.data.development_share > 0)
+
+
+def _check_sets(recipe: Recipe, *, judged: bool, developed: bool) -> None:
+    """There is text to judge by, and to choose by where something is chosen."""
+    best, several = recipe.train.export == "best", len(recipe.train.learning_rates) > 1
+    probed = surgery.is_probe(recipe.inherit.layers)
+    if not judged:
+        raise Refused("recipe: nothing to judge by: data.validation_share is 0; raise it, or name data.validation_sets")
+    if (best or several or probed) and not developed:
+        key = "train.export: best" if best else "train.learning_rate: the best of several"
+        key = f"inherit.layers: {recipe.inherit.layers}" if probed else key
+        raise Refused(f"{key} is chosen on a development set; raise data.development_share")
 
 
 def arm_indices(arm: Arm, indices: tuple[int, ...], total: int) -> tuple[int, ...]:
@@ -160,35 +177,35 @@ def check_cut(reference: Reference, indices: tuple[int, ...], inits: Iterable[st
         surgery.parts(cut.model)
 
 
+def check_sources(recipe: Recipe, reference: Reference | None) -> None:
+    """The text to be prepared is there: missing or empty sources, wrong kinds of file.
+
+    Args:
+        recipe: the experiment.
+        reference: what `find` found; None before it was looked for. What it says of what it saw is then left for later.
+    """
+    later = recipe.data.exclude_seen == "reference"
+    if recipe.data.prepared is None and later == (reference is not None):
+        corpus.check_sources(resolved_data(recipe.data, reference))
+
+
 def check_data(recipe: Recipe, reference: Reference | None, directory: Path) -> None:
-    """There is text to train on and text to judge by; shards prepared before are of this reference and this run."""
-    data, best, several = recipe.data, recipe.train.export == "best", len(recipe.train.learning_rates) > 1
-    probed = surgery.is_probe(recipe.inherit.layers)
-    if data.prepared is not None:
+    """Shards prepared before are of this reference and this run, and hold text to judge by."""
+    data = recipe.data
+    if data.prepared is None:
+        return
+    try:
+        prepared = open_prepared(Path(data.prepared))
+    except (Failed, OSError) as error:
+        raise Refused(f"data.prepared: {error}") from None
+    check_prepared(prepared, reference, directory)
+    if recipe.compare is not None and recipe.compare.prepared is not None:
         try:
-            prepared = open_prepared(Path(data.prepared))
+            check_other(prepared, open_prepared(Path(recipe.compare.prepared)))
         except (Failed, OSError) as error:
-            raise Refused(f"data.prepared: {error}") from None
-        check_prepared(prepared, reference, directory)
-        judged, developed = len(prepared.measured_names) > prepared.developed, prepared.developed
-        if recipe.compare is not None and recipe.compare.prepared is not None:
-            try:
-                check_other(prepared, open_prepared(Path(recipe.compare.prepared)))
-            except (Failed, OSError) as error:
-                raise Refused(f"compare.prepared: {error}") from None
-    else:
-        if not data.sources:
-            raise Refused("recipe: data.sources is empty; name files, a directory, hub:ORG/NAME or python-source")
-        judged = data.validation_share > 0 or bool(data.validation_sets)
-        developed = data.development_share > 0
-        if judged:
-            corpus.check_sources(resolved_data(recipe.data, reference))
-    if not judged:
-        raise Refused("recipe: nothing to judge by: data.validation_share is 0; raise it, or name data.validation_sets")
-    if (best or several or probed) and not developed:
-        key = "train.export: best" if best else "train.learning_rate: the best of several"
-        key = f"inherit.layers: {recipe.inherit.layers}" if probed else key
-        raise Refused(f"{key} is chosen on a development set; raise data.development_share")
+            raise Refused(f"compare.prepared: {error}") from None
+    judged = len(prepared.measured_names) > prepared.developed
+    _check_sets(recipe, judged=judged, developed=bool(prepared.developed))
 
 
 def check_prepared(prepared: Prepared, reference: Reference | None, directory: Path) -> None:
@@ -196,7 +213,7 @@ def check_prepared(prepared: Prepared, reference: Reference | None, directory: P
     if reference is not None:
         check_tokenizer(prepared, reference)
     made = prepared.manifest
-    began_with = read_json(directory / "data.json")
+    began_with = read_record(directory / "data.json", "fingerprint")
     if began_with is not None and began_with["fingerprint"] != made["fingerprint"]:
         raise Refused(
             f"{prepared.directory}: the shards changed since this run began "

@@ -19,6 +19,7 @@ from inheritune.config import GrowConfig, TrainConfig
 from inheritune.decision import decide, documents_needed, foreseen_half_width
 from inheritune.errors import Failed, Refused
 from inheritune.growth import Growth, Next, grow, layers_in_words
+from inheritune.ledger import entries
 from inheritune.pipeline import checks, resuming
 from inheritune.pipeline.models import Models, Training
 from inheritune.pipeline.shared import Record, Run
@@ -321,7 +322,7 @@ class Growing:
     def _record(self, coming: Next, training: Training, whole: bool) -> Record:
         """Decide about a training that is over, and write its line."""
         run, main_set = self.run, self.prepared.main_set
-        entry = (read_json(run.directory / "ledger.json") or {})[f"train {training.name}"]
+        entry = entries(run.directory)[f"train {training.name}"]
         curve = {
             one["step"]: one["losses"][main_set]
             for one in read_jsonl(training.directory / "metrics.jsonl")

@@ -19,6 +19,7 @@ from inheritune.arms import Arm, init_parts
 from inheritune.between import Between
 from inheritune.config import DistillConfig, ObjectiveConfig, TrainConfig
 from inheritune.errors import Diverged, Failed, Refused
+from inheritune.ledger import entries
 from inheritune.parallel import compute_dtype, place, uncompile_blocks
 from inheritune.pipeline import checks, evaluating, resuming
 from inheritune.pipeline.data import tokenizer
@@ -160,6 +161,10 @@ class Models:
             run.console.line(f"  measuring the {called(name)} on {', '.join(prepared.measured_names)}")
             with run.timed(f"measure {name}"):
                 record = self.losses(model(), prepared)
+            wrong = [key for key, sums in record["sets"].items() if not all(map(math.isfinite, sums["nats"]))]
+            if wrong:
+                what = f"the {called(name)}'s loss on {wrong[0]} is not finite"
+                raise Failed(f"{path}: {what}, so there is nothing to compare; its weights are damaged, or too large")
             write_json(path, record)
         return record
 
@@ -286,7 +291,7 @@ class Models:
             records = read_jsonl(training.directory / "metrics.jsonl")
             last = [one["losses"]["development"] for one in records if one.get("kind") == "validation"][-1]
             lost = diverged or not math.isfinite(last if last is not None else math.nan)
-            entry = (read_json(self.run.directory / "ledger.json") or {}).get(stage, {})
+            entry = entries(self.run.directory).get(stage, {})
             loss = None if lost else last
             write_json(path, {"development_loss": loss, "whole": whole and not lost, "trained": entry})
 

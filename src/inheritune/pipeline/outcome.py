@@ -8,7 +8,7 @@ from typing import Any
 from inheritune.console import Console
 from inheritune.errors import Failed
 from inheritune.growth import Growth, layers_in_words
-from inheritune.ledger import TOTAL, total
+from inheritune.ledger import TOTAL, entries, total
 from inheritune.pipeline.shared import Run
 from inheritune.report import render_table, render_table4, usage, write_card, write_report
 from inheritune.result import OwnTraining, assemble, plain_verdict, stage_of
@@ -34,9 +34,9 @@ def finish(run: Run, prepared: Prepared, growth: Growth | None) -> Record:
     trained = ["target", *(["other-data"] if recipe.compare is not None else []), *(arm.name for arm in run.controls)]
     names = ("reference", *(["cut"] if run.has_cut else []), *trained)
     losses = {name: read_json(directory / "losses" / f"{name.replace(':', '-')}.json") for name in names}
-    ledger = read_json(directory / "ledger.json")
+    ledger = entries(directory)
     for name in trained:
-        if losses[name] is not None and (not isinstance(ledger, dict) or stage_of(name, growth) not in ledger):
+        if losses[name] is not None and stage_of(name, growth) not in ledger:
             what = f"{directory / 'ledger.json'}: has no entry of the {name}'s training"
             raise Failed(f"{what}; restore the file, or run the recipe into another --out")
     folders = {"target": directory} | {
@@ -70,8 +70,8 @@ def complete(directory: Path) -> None:
 
 def _note_total(directory: Path) -> None:
     """Put the ledger's sums into it."""
-    ledger = read_json(directory / "ledger.json")
-    if isinstance(ledger, dict):
+    ledger = entries(directory)
+    if ledger:
         write_json(directory / "ledger.json", ledger | {TOTAL: total(directory)})
 
 
@@ -99,7 +99,7 @@ def _own_training(run: Run, prepared: Prepared) -> OwnTraining:
     reference = run.reference
     assert reference is not None
     if run.recipe.reference is None:  # trained by this run
-        entry = (read_json(run.directory / "ledger.json") or {}).get("train reference", {})
+        entry = entries(run.directory).get("train reference", {})
         metrics = read_jsonl(run.directory / "reference" / "metrics.jsonl")
         name = f"{run.recipe.name}'s reference"
         return OwnTraining(name=name, tokens=entry.get("tokens"), metrics=metrics, same_documents=True)
@@ -114,10 +114,18 @@ def _own_training(run: Run, prepared: Prepared) -> OwnTraining:
     )
 
 
+def _recipe(directory: Path) -> str:
+    """The recipe as the run's directory has it; nothing where it cannot be read."""
+    try:
+        return (directory / "recipe.yaml").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
 def show(directory: Path, result: Record, console: Console) -> Record:
     """The report, the table, the verdict, and how to use the model."""
     page = write_report(directory)
-    console.table(render_table(result, read_json(directory / "ledger.json")))
+    console.table(render_table(result, entries(directory)))
     if "growth" in result:
         console.table(render_table4(directory, width=console.width))
     model = directory / "model"
@@ -127,6 +135,6 @@ def show(directory: Path, result: Record, console: Console) -> Record:
     if result.get("tokens_to_match"):
         console.line(result["tokens_to_match"]["text"])
     console.line(f"\nReport: {page}\nModel:  {model}\n")
-    for line in usage(str(model)):
+    for line in usage(str(model), _recipe(directory)):
         console.line(f"  {line}")
     return result

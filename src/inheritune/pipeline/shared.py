@@ -15,9 +15,9 @@ from inheritune.config import Recipe
 from inheritune.console import Console
 from inheritune.distributed import World
 from inheritune.growth import layers_in_words
-from inheritune.ledger import TOTAL
+from inheritune.ledger import TOTAL, entries
 from inheritune.reference import Reference
-from inheritune.run_directory import read_json, write_json
+from inheritune.run_directory import write_json
 
 Record = dict[str, Any]
 _MEASURED_AT_ONCE = 8
@@ -84,7 +84,7 @@ class Run:
 
     def note(self, stage: str, entry: Record) -> None:
         """Write a stage's entry into the ledger; its sums are made again when the run is over."""
-        ledger = read_json(self.directory / "ledger.json") or {}
+        ledger = entries(self.directory)
         ledger.pop(TOTAL, None)
         write_json(self.directory / "ledger.json", ledger | {stage: entry})
 

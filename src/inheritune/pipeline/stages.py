@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 from pathlib import Path
 
-from inheritune import environment, recipe as recipes, reference as references, surgery
+from inheritune import environment, ledger, recipe as recipes, reference as references, surgery
 from inheritune.arms import Arm
 from inheritune.config import Recipe
 from inheritune.console import Console
@@ -26,7 +26,7 @@ from inheritune.pipeline.plan import Circumstances, make_plan
 from inheritune.pipeline.shared import Record, Run
 from inheritune.reference import Reference
 from inheritune.report import three_lines
-from inheritune.run_directory import clear, lock, read_json, write_atomic, write_json
+from inheritune.run_directory import clear, lock, read_json, read_record, write_atomic, write_json
 from inheritune.tokens import Prepared, open_prepared
 from inheritune.tracking import check_tracker
 
@@ -110,6 +110,7 @@ class _Stages:
         if run.world.main:  # the others are told: no collective call may stand in here
             check_tracker(run.recipe.train.tracker)
         check_ranks(run.world, run.recipe.train.fsdp_ranks)
+        checks.check_sources(run.recipe, None)  # before a reference is fetched, or dequantised into the cache
         if run.recipe.reference is not None:
             checks.check_reference_is_there(self.directory, run.recipe)
             self._find_reference(run.recipe.reference)
@@ -119,6 +120,8 @@ class _Stages:
                 layers = int(config.get_text_config().num_hidden_layers)
                 self._depths = checks.check_growth(run.recipe, layers)
         self.check_directory()
+        if run.reference is not None:
+            checks.check_sources(run.recipe, run.reference)
         checks.check_data(run.recipe, run.reference, run.directory)
         if run.recipe.data.document_mask and run.world.main:
             checks.check_documents(run.recipe, run.reference)
@@ -191,6 +194,7 @@ class _Stages:
             self._run.console.line(f"{self.directory}: already done.")
             complete(self.directory)
             return show(self.directory, done, self._run.console)
+        ledger.entries(self.directory)  # a damaged one is said before more is spent
         write_atomic(self.directory / "recipe.yaml", recipes.dump(self._run.recipe))
         write_json(self.directory / "environment.json", environment.describe())
         for line in self._plan():
@@ -295,7 +299,7 @@ class _Stages:
     def _note_reference(self, reference: Reference) -> None:
         """Write what the reference is, which must not change while the run goes on."""
         path = self.directory / "reference.json"
-        began_with = read_json(path)
+        began_with = read_record(path, "fingerprint")
         if began_with is not None and began_with["fingerprint"] != reference.fingerprint:
             raise Refused(f"{reference.source}: its weights changed since this run began; choose another --out")
         if began_with is None:

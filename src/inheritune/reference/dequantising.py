@@ -16,6 +16,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import logging
+import math
 import os
 import re
 import shutil
@@ -63,6 +64,12 @@ _FORM = 3
 _MOST_BLOCKS = 1024
 """More than any model has: building as many modules as a number says takes long."""
 _RECORD, _LINK = "gguf.json", "model.gguf"
+_ABOVE_ZERO = (
+    *("context_length", "embedding_length", "feed_forward_length", "vocab_size", "rope.freq_base"),
+    *("attention.head_count", "attention.head_count_kv"),
+    *("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"),
+)
+"""What a header says of a model's shape by single numbers, where it says it at all."""
 _FLOATING = ("F32", "F16", "BF16")
 _ERRORS = (
     *(OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, RuntimeError, ArithmeticError),
@@ -206,7 +213,17 @@ def check_model(source: str, header: Header) -> None:
         raise Refused(
             f"{source}: damaged: {shown}.block_count is {_or_none(blocks)}, and it holds {len(header.tensors)} tensors"
         )
+    _check_sizes(source, header, architecture)
     _check_tokens(source, header)
+
+
+def _check_sizes(source: str, header: Header, architecture: str) -> None:
+    """What the header says of the model's shape is above zero and finite, as far as it is one number."""
+    for name in _ABOVE_ZERO:
+        key = f"{architecture}.{name}"
+        value = header.metadata.get(key)
+        if isinstance(value, int | float) and not 0 < value < math.inf:
+            raise Refused(f"{source}: damaged: {plain(key)} is {value}, and must be above 0; copy it again")
 
 
 def _check_tokens(source: str, header: Header) -> None:
@@ -283,10 +300,16 @@ def _record(directory: Path) -> dict[str, Any] | None:
     """The record of a directory made before; None where there is none, or a file is not as it was written."""
     try:
         record = read_json(directory / _RECORD)
-        sizes = {name: (directory / name).stat().st_size for name in record["files"]} if record else {}
+        found = {name: _stamp(directory / name) for name in record["files"]} if record else {}
     except (Failed, OSError, LookupError, TypeError):
         return None
-    return record if record and sizes == record["files"] else None
+    return record if record and found == record["files"] else None
+
+
+def _stamp(path: Path) -> list[int]:
+    """A file's size in bytes and when it was changed; to read gigabytes at every use would take too long."""
+    known = path.stat()
+    return [known.st_size, known.st_mtime_ns]
 
 
 def _make(source: str, file: Path, header: Header, scratch: Path, dtype: torch.dtype) -> dict[str, Any]:
@@ -301,7 +324,7 @@ def _make(source: str, file: Path, header: Header, scratch: Path, dtype: torch.d
     if licence is not None:
         card = yaml.safe_dump({"license": licence}, allow_unicode=True)
         (made / "README.md").write_text(f"---\n{card}---\n", encoding="utf-8")
-    record = {"lost": lost, "files": {path.name: path.stat().st_size for path in sorted(made.iterdir())}}
+    record = {"lost": lost, "files": {path.name: _stamp(path) for path in sorted(made.iterdir())}}
     write_json(made / _RECORD, record)
     _settle(made)
     return record
@@ -323,10 +346,16 @@ def _write_model(source: str, inside: Path, header: Header, made: Path, dtype: t
         raise OSError(f"{needed / 1e9:.1f} GB are needed, and {free / 1e9:.1f} GB are free")
     _LOG.warning("%s: being dequantised, once, into %s", source, cache())
     with _understood(source):
-        loaded, unfilled = from_gguf(inside, _LINK, config, dtype)
+        loaded, unfilled, misshapen = from_gguf(inside, _LINK, config, dtype)
     if unfilled:
-        raise Refused(f"{source}: incomplete: it lacks {unfilled[0]} ({len(unfilled)} such tensors); copy it again")
+        raise Refused(f"{source}: incomplete: it lacks {_and_others(unfilled)}; copy it again")
+    if misshapen:
+        what = f"its header gives another shape to {_and_others(misshapen)}"
+        raise Refused(f"{source}: damaged: {what}; copy it again")
     left_out = _left_out(source, header, loaded)
+    broken = [name for name, tensor in loaded.named_parameters() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise Refused(f"{source}: damaged: NaN or infinity in {_and_others(broken)}; copy it again")
     with _understood(source), quiet():
         _plain_model(loaded).save_pretrained(made)
         again: Any = AutoModelForCausalLM.from_pretrained(made, dtype=dtype)
@@ -346,6 +375,9 @@ def _left_out(source: str, header: Header, loaded: PreTrainedModel) -> list[str]
     lines, layers = [], loaded.config.get_text_config().num_hidden_layers
     tensors = [one for one in header.tensors if one.name != FACTORS]
     further = [one for one in tensors if (block := re.match(r"blk\.(\d+)\.", one.name)) and int(block[1]) >= layers]
+    if further and not header.integer(f"{header.text('general.architecture')}.nextn_predict_layers"):
+        what = f"it holds {plain(further[0].name)}, and its header says {layers} blocks"
+        raise Refused(f"{source}: damaged: {what}; copy it again")
     if further:
         lines.append(f"{len(further)} tensors of blocks that predict further tokens are left out")
     tensors = [one for one in tensors if one not in further]
@@ -471,6 +503,11 @@ def lost_in(tokenizer: PreTrainedTokenizerBase, header: Header) -> list[str]:
     return found
 
 
+def _and_others(names: list[str]) -> str:
+    """The first of some names, and how many more there are."""
+    return names[0] + (f" and {len(names) - 1} others" if len(names) > 1 else "")
+
+
 def _or_none(value: int | None) -> str:
     return "none" if value is None else str(value)
 
@@ -487,6 +524,8 @@ def _understood(source: str) -> Iterator[None]:
     except _ERRORS as error:
         if isinstance(error, OSError) and error.errno is not None:  # the disk is full, say
             raise
+        if "not a valid JSON" in str(error):  # so transformers calls a file whose text it cannot decode
+            raise Refused(f"{source}: damaged: its header holds text that is no UTF-8; copy it again") from error
         raise Refused(f"{source}: transformers cannot read it as GGUF: {one_line(error)}") from error
 
 

@@ -29,7 +29,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from inheritune.errors import Failed, Refused
+from inheritune.errors import Failed, Refused, is_text
 from inheritune.reference.dequantising import Dequantised, dequantised
 from inheritune.reference.fitting import check_fit
 from inheritune.reference.gguf_header import is_gguf
@@ -343,6 +343,8 @@ def local_place(reference: str, revision: str | None, file: str | None) -> Place
     Raises:
         Refused: it is neither, or not what its name says.
     """
+    if not is_text(reference):
+        raise Refused(f"reference {reference!r}: its name is not UTF-8, which the records are; rename it")
     packaged = reference.startswith(PACKAGED)
     directory = Path(reference).expanduser()
     if packaged:
@@ -360,6 +362,8 @@ def local_place(reference: str, revision: str | None, file: str | None) -> Place
         return Place(str(Path(reference) / file), checked_file(reference, directory, file))
     if reference and os.path.exists(directory):
         return Place(reference, _lone_file(reference, directory, revision, file))
+    if reference.lower().endswith(".gguf"):
+        raise Refused(f"{reference}: no such file; of a hub's file the model is named, and reference_file says which")
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", reference, re.ASCII):
         raise Refused(f"{reference}: no such directory, and no hub id (ORG/NAME)")
     return None

@@ -211,7 +211,7 @@ def gguf_pre_tokenizers() -> set[str]:
 
 def from_gguf(
     folder: Path, name: str, config: PretrainedConfig, dtype: torch.dtype
-) -> tuple[PreTrainedModel, list[str]]:
+) -> tuple[PreTrainedModel, list[str], list[str]]:
     """A GGUF file as transformers loads it, every weight dequantised.
 
     Args:
@@ -221,9 +221,10 @@ def from_gguf(
         dtype: of the weights.
 
     Returns:
-        The model, in memory, and the names of its tensors that the file does not fill: they are random.
+        The model, in memory; the names of its tensors that the file lacks, and of those that it holds in another shape:
+        both are random.
     """
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = {"ignore_mismatched_sizes": True}
     with contextlib.suppress(ImportError):  # else 5.24 may leave the weights of a few families packed
         from transformers.utils.quantization_config import GgufConfig
 
@@ -240,8 +241,8 @@ def from_gguf(
         bar.tqdm = shown
     model, info = loaded
     assert isinstance(model, PreTrainedModel)
-    unfilled = [*info["missing_keys"], *(key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])]
-    return model, sorted(unfilled)
+    misshapen = (key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])
+    return model, sorted(info["missing_keys"]), sorted(misshapen)
 
 
 def unread_in_gguf(model: PreTrainedModel, names: list[str]) -> list[str]:

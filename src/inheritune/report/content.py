@@ -303,7 +303,7 @@ def run_content(read: RunRecords, limits: Limits, prefix: str = "") -> dict[str,
         "attention": attention_section(run, gaps),
         "plan": plan_section(run, ledger, peaks_of(read.metrics), gaps),
         "model": path,
-        "usage": usage(path),
+        "usage": usage(path, read.recipe),
         "model_exists": model_exists,
         "commands": commands(run, read.environment, evaluation, recipe=bool(read.recipe)),
         "recipe": read.recipe[: limits.characters],
@@ -317,10 +317,16 @@ def run_content(read: RunRecords, limits: Limits, prefix: str = "") -> dict[str,
     }
 
 
-def usage(model: str) -> list[str]:
-    """Three lines of Python that load a model's directory and sample from it."""
+def usage(model: str, recipe: str) -> list[str]:
+    """Three lines of Python that load a model's directory and sample from it.
+
+    Args:
+        model: the directory.
+        recipe: the run's recipe.yaml, or nothing: a model is begun with a word of the text that it was trained on.
+    """
+    begin = "def " if "python-source" in recipe else "The "
     return [
         "from transformers import pipeline",
         f"generate = pipeline('text-generation', {model!r})",
-        "print(generate('def ', max_new_tokens=60, do_sample=True)[0]['generated_text'])",
+        f"print(generate({begin!r}, max_new_tokens=60, do_sample=True)[0]['generated_text'])",
     ]

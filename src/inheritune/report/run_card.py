@@ -91,7 +91,8 @@ def _data(one: RunRecords) -> Iterator[str]:
     data = dict_of(recipe.get("data"))
     target = dict_of(one.result.get("target"))
     yield (
-        f"Trained on {count(target.get('unique_tokens'))} unique tokens, {plain(target.get('passes'))} passes, "
+        f"Trained on {count(target.get('unique_tokens'))} unique tokens, {plain(target.get('passes'))} "
+        f"{'pass' if target.get('passes') == 1 else 'passes'}, "
         f"{count(target.get('tokens_trained'))} tokens in all, in sequences of {plain(data.get('sequence_length'))}."
     )
     listed = data.get("sources")

@@ -225,12 +225,11 @@ class _Comparison:
     def _compare(self, index: int, block: nn.Module, output: torch.Tensor) -> None:
         """Compare a block of the reference with every block of the target that was made of it."""
         for position in (place for place, kept in enumerate(self._indices) if kept == index):
-            if not torch.isfinite(output).all():
-                raise Failed(
-                    "proof: the reference's hidden state is not finite, so nothing is shown; try another dtype"
-                )
             copy = self._blocks[position]
             self.tensors += _compare_tensors(block, copy, name=f"block {position}: ")
+            if not torch.isfinite(output).all():
+                what = f"the reference's hidden state after block {index} is not finite, so nothing is shown"
+                raise Failed(f"proof: {what}; try another dtype, or a file that is not damaged")
             arguments, keywords = self._given
             if not _same(_beside_hidden(arguments, keywords), self._ours.arguments[position]):
                 raise Refused(
@@ -257,6 +256,11 @@ def _compare_tensors(model: nn.Module, target: nn.Module, *, name: str = "", out
     differing |= {key for key in theirs.keys() & ours.keys() if not same_bits(theirs[key], ours[key])}
     if differing:
         raise Failed(f"proof: {name}{min(differing)} differs from the reference's ({len(differing)} tensors do)")
+    weights = {key: value for key, value in target.named_parameters() if key in ours}  # buffers may hold -inf: masks
+    broken = [key for key, value in weights.items() if not torch.isfinite(value).all()]
+    if broken:
+        others = f", {len(broken) - 1} others there, too" if len(broken) > 1 else ""
+        raise Refused(f"reference: {name}{broken[0]} holds NaN or infinity{others}; its file is damaged: get it again")
     return len(ours)
 
 
