@@ -199,8 +199,8 @@ class Build:
             self.task_files.append(directory / f"{rank:05d}.ds")
         seconds = time.monotonic() - began
         tokens = int(tokenised.tokens[ids].sum())
-        documents = f"{len(ids):,} document{'s' if len(ids) != 1 else ''}"
-        self.report(f"tokenised {documents}, {size:,} bytes, {tokens:,} tokens in {seconds:.1f} s")
+        shown = f"{len(ids):,} document{'s' if len(ids) != 1 else ''}"
+        self.report(f"tokenised {shown}, {size:,} bytes, {tokens:,} tokens in {seconds:.1f} s")
 
     def _choose(
         self, plan: Plan, documents: Documents, tokenised: TokenisedDocuments, assignment: Assignment
