@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from inheritune.errors import Failed, InherituneError, Interrupted
+from inheritune.errors import Failed, InherituneError, Interrupted, Refused
 from inheritune.reference import Reference
 from inheritune.surgery import directory as directories, inherit, proof, prove
 from tiny import TOKENS, one_line, saved
@@ -270,12 +271,21 @@ def test_models_that_compute_in_different_ways_are_not_compared(
         pairs("llama", (1, 4)).prove()
 
 
-def test_numbers_that_are_not_finite_prove_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("value", "kind", "said"),
+    [
+        (math.nan, Refused, r"block 0: mlp.down_proj.weight holds NaN or infinity; its file is damaged"),
+        (3e38, Failed, r"hidden state after block 0 is not finite, so nothing is shown; try another dtype"),
+    ],
+)
+def test_numbers_that_are_not_finite_prove_nothing(
+    value: float, kind: type[InherituneError], said: str, tmp_path: Path
+) -> None:
     def spoil(model: PreTrainedModel) -> None:
-        model.get_parameter("model.layers.0.mlp.down_proj.weight").fill_(float("nan"))
+        model.get_parameter("model.layers.0.mlp.down_proj.weight").fill_(value)
 
     reference = saved("llama", tmp_path / "reference", spoil)
-    with pytest.raises(Failed, match="not finite, so nothing is shown; try another dtype"):
+    with pytest.raises(kind, match=said):
         inherit(reference, (0, 1), tmp_path / "out", token_ids=TOKENS)
     assert [path.name for path in tmp_path.iterdir()] == ["reference"]
 
