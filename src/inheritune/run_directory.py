@@ -181,8 +181,9 @@ def lock(directory: Path) -> Iterator[None]:
             ) from None
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode("ascii"))
-        for left in directory.glob(".*.tmp"):  # of a record that a kill cut short
-            left.unlink(missing_ok=True)
+        for left in directory.glob(".*.tmp"):  # of a record that a kill cut short; directories are their makers' own
+            if left.is_file():
+                left.unlink(missing_ok=True)
         yield
     finally:
         os.close(descriptor)
