@@ -464,7 +464,7 @@ def test_blocks_that_are_cut_are_never_looked_at(tmp_path: Path, monkeypatch: py
     inherit(find(str(reference)), (0, 1), tmp_path / "target")
     assert_same(weights(tmp_path / "target"), kept(tensors, (0, 1), "model.layers"))
     assert names == {name for name in tensors if not re.match(r"model\.layers\.[2-5]\.", name)}, "the proof's"
-    with pytest.raises(Refused, match="block 2: .* holds NaN or infinity"):  # and what is kept is
+    with pytest.raises(Refused, match=r"block 2: .* holds NaN or infinity"):  # and what is kept is
         inherit(find(str(reference)), (0, 1, 2), tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
