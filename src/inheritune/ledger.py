@@ -20,7 +20,7 @@ from typing import Any
 from inheritune import consumption
 from inheritune.consumption import Consumption
 from inheritune.errors import Failed
-from inheritune.run_directory import read_json, read_jsonl, read_record
+from inheritune.run_directory import read_json, read_jsonl, read_object
 
 Record = dict[str, Any]
 TOTAL = "total"
@@ -63,7 +63,7 @@ def entries(run: Path) -> Record:
         Failed: it is damaged. What trainings took stands nowhere else, so that it cannot be made again.
     """
     mend = "restore it from a copy, or run the recipe into another --out"
-    return read_record(run / "ledger.json", mend=mend) or {}
+    return read_object(run / "ledger.json", mend=mend) or {}
 
 
 def total(run: Path, *, price_per_device_hour: float | None = None) -> Record:

@@ -19,6 +19,9 @@ from typing import Any
 
 from inheritune.errors import Failed, Refused
 
+_AGAIN = "delete it and give the same command again"
+"""What to do about a damaged record that a run makes again."""
+
 
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Write `content` to `path` so that `path` holds either what it held before or all of `content`.
@@ -43,8 +46,12 @@ def write_json(path: Path, record: Any) -> None:
     write_atomic(path, json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *, mend: str = _AGAIN) -> Any:
     """Read a JSON record; None where the file is absent.
+
+    Args:
+        path: of the file.
+        mend: what to do about a damaged one.
 
     Raises:
         Failed: it holds no JSON, which no kill leaves behind: it was damaged or edited.
@@ -54,27 +61,21 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         return None
     except (ValueError, RecursionError) as error:
-        raise Failed(f"{path}: damaged, not JSON ({error}); delete it and give the same command again") from None
+        raise Failed(f"{path}: damaged, not JSON ({error}); {mend}") from None
 
 
-def read_record(
-    path: Path, *keys: str, mend: str = "delete it and give the same command again"
-) -> dict[str, Any] | None:
-    """Read a JSON record that holds text under some keys; None where the file is absent.
+def read_object(path: Path, *keys: str, mend: str = _AGAIN) -> dict[str, Any] | None:
+    """Read a JSON object that has text under some keys; None where the file is absent.
 
     Args:
         path: of the file.
         keys: those that what follows cannot do without.
-        mend: what to do about a file that is damaged.
+        mend: what to do about a damaged one.
 
     Raises:
-        Failed: it is no such record: it was damaged or edited.
+        Failed: it is no such object: it was damaged or edited.
     """
-    try:
-        record = read_json(path)
-    except Failed as error:
-        what = str(error).rpartition(";")[0]
-        raise Failed(f"{what}; {mend}") from None
+    record = read_json(path, mend=mend)
     if record is None:
         return None
     if not isinstance(record, dict):

@@ -21,7 +21,7 @@ from inheritune.growth import layers_in_words, planned_depths
 from inheritune.objective import keeps_documents_apart
 from inheritune.optimizer import check_optimizer
 from inheritune.reference import Reference
-from inheritune.run_directory import read_record
+from inheritune.run_directory import read_object
 from inheritune.tokens import Prepared, TrainingBlocks, open_prepared
 
 FREE = (
@@ -213,7 +213,7 @@ def check_prepared(prepared: Prepared, reference: Reference | None, directory: P
     if reference is not None:
         check_tokenizer(prepared, reference)
     made = prepared.manifest
-    began_with = read_record(directory / "data.json", "fingerprint")
+    began_with = read_object(directory / "data.json", "fingerprint")
     if began_with is not None and began_with["fingerprint"] != made["fingerprint"]:
         raise Refused(
             f"{prepared.directory}: the shards changed since this run began "

@@ -12,7 +12,7 @@ from inheritune.config import Recipe
 from inheritune.errors import Failed, Refused
 from inheritune.pipeline import checks
 from inheritune.pipeline.shared import Run
-from inheritune.run_directory import read_record, write_json
+from inheritune.run_directory import read_object, write_json
 from inheritune.tokens import Prepared, open_prepared
 
 _TOKENIZER_BYTES = 40_000_000
@@ -54,7 +54,7 @@ def prepare(run: Run) -> Prepared:
         prepared = _prepared(run, run.recipe, run.directory / "data")
     checks.check_prepared(prepared, run.reference, run.directory)
     prepared.verify()
-    record = read_record(run.directory / "data.json") or {}
+    record = read_object(run.directory / "data.json") or {}
     write_json(run.directory / "data.json", record | {"fingerprint": prepared.manifest["fingerprint"]})
     _apart(run, "own", prepared, prepared)
     for name, entry in prepared.manifest["sets"].items():
@@ -97,7 +97,7 @@ def prepare_other(run: Run, prepared: Prepared) -> Prepared:
 
 def _begun_with(run: Run, name: str, prepared: Prepared) -> None:
     """Refuse shards that are not those that this run began with; `data.json` keeps their fingerprint."""
-    record = read_record(run.directory / "data.json") or {}
+    record = read_object(run.directory / "data.json") or {}
     made = prepared.manifest["fingerprint"]
     if record.get(name, made) != made:
         raise Refused(f"{prepared.directory}: the shards changed since this run began; choose another --out")
@@ -106,7 +106,7 @@ def _begun_with(run: Run, name: str, prepared: Prepared) -> None:
 
 def _apart(run: Run, name: str, trained: Prepared, judged: Prepared) -> None:
     """Check once that what models are trained on is not what they are judged by; `data.json` keeps what was found."""
-    record = read_record(run.directory / "data.json") or {}
+    record = read_object(run.directory / "data.json") or {}
     if name in record.get("shared", {}):
         return
     found = checks.check_apart(trained, judged)

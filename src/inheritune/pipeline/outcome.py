@@ -11,6 +11,7 @@ from inheritune.growth import Growth, layers_in_words
 from inheritune.ledger import TOTAL, entries, total
 from inheritune.pipeline.shared import Run
 from inheritune.report import render_table, render_table4, usage, write_card, write_report
+from inheritune.report.records import read_record
 from inheritune.result import OwnTraining, assemble, plain_verdict, stage_of
 from inheritune.run_directory import read_json, read_jsonl, write_json
 from inheritune.tokens import Prepared
@@ -114,14 +115,6 @@ def _own_training(run: Run, prepared: Prepared) -> OwnTraining:
     )
 
 
-def _recipe(directory: Path) -> str:
-    """The recipe as the run's directory has it; nothing where it cannot be read."""
-    try:
-        return (directory / "recipe.yaml").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
 def show(directory: Path, result: Record, console: Console) -> Record:
     """The report, the table, the verdict, and how to use the model."""
     page = write_report(directory)
@@ -135,6 +128,6 @@ def show(directory: Path, result: Record, console: Console) -> Record:
     if result.get("tokens_to_match"):
         console.line(result["tokens_to_match"]["text"])
     console.line(f"\nReport: {page}\nModel:  {model}\n")
-    for line in usage(str(model), _recipe(directory)):
+    for line in usage(str(model), read_record(directory, "recipe.yaml", str, {}) or ""):
         console.line(f"  {line}")
     return result

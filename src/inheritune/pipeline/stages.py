@@ -26,7 +26,7 @@ from inheritune.pipeline.plan import Circumstances, make_plan
 from inheritune.pipeline.shared import Record, Run
 from inheritune.reference import Reference
 from inheritune.report import three_lines
-from inheritune.run_directory import clear, lock, read_json, read_record, write_atomic, write_json
+from inheritune.run_directory import clear, lock, read_json, read_object, write_atomic, write_json
 from inheritune.tokens import Prepared, open_prepared
 from inheritune.tracking import check_tracker
 
@@ -299,7 +299,7 @@ class _Stages:
     def _note_reference(self, reference: Reference) -> None:
         """Write what the reference is, which must not change while the run goes on."""
         path = self.directory / "reference.json"
-        began_with = read_record(path, "fingerprint")
+        began_with = read_object(path, "fingerprint")
         if began_with is not None and began_with["fingerprint"] != reference.fingerprint:
             raise Refused(f"{reference.source}: its weights changed since this run began; choose another --out")
         if began_with is None:

@@ -25,7 +25,15 @@ from inheritune.reference.finding import (
 from inheritune.reference.internals import Naming, align, cast_as_loaded, quiet, weightless, whole_sequences
 from inheritune.reference.outlining import outline, outlined
 from inheritune.reference.streaming import streamed
-from inheritune.reference.structure import block_list, eval_mode, final_norm, fresh, parameters, prefix_parameters
+from inheritune.reference.structure import (
+    block_list,
+    eval_mode,
+    final_norm,
+    fresh,
+    not_finite,
+    parameters,
+    prefix_parameters,
+)
 from inheritune.reference.weights import DTYPES, StoredTensor, WeightReader, one_line
 
 __all__ = [
@@ -47,6 +55,7 @@ __all__ = [
     "find",
     "fresh",
     "load",
+    "not_finite",
     "one_line",
     "outline",
     "outlined",

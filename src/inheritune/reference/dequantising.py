@@ -16,7 +16,6 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import logging
-import math
 import os
 import re
 import shutil
@@ -43,17 +42,17 @@ from transformers import (
 )
 
 from inheritune.errors import Failed, InherituneError, Refused
+from inheritune.reference.gguf_checks import SPECIAL, check_model, or_none
 from inheritune.reference.gguf_header import BlockSizes, Header, plain, read_header
 from inheritune.reference.gguf_rope import FACTORS, check_rope
 from inheritune.reference.internals import (
     from_gguf,
-    gguf_architectures,
     gguf_pre_tokenizers,
     quiet,
     unread_in_gguf,
     weightless,
 )
-from inheritune.reference.structure import parameters
+from inheritune.reference.structure import not_finite, parameters
 from inheritune.reference.weights import one_line
 from inheritune.run_directory import read_json, write_json
 
@@ -61,23 +60,13 @@ _LOG = logging.getLogger(__name__)
 
 _FORM = 3
 """Of the directories written here; a change of what is in them gets the next number."""
-_MOST_BLOCKS = 1024
-"""More than any model has: building as many modules as a number says takes long."""
 _RECORD, _LINK = "gguf.json", "model.gguf"
-_ABOVE_ZERO = (
-    *("context_length", "embedding_length", "feed_forward_length", "vocab_size", "rope.freq_base"),
-    *("attention.head_count", "attention.head_count_kv"),
-    *("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"),
-)
-"""What a header says of a model's shape by single numbers, where it says it at all."""
 _FLOATING = ("F32", "F16", "BF16")
 _ERRORS = (
     *(OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, RuntimeError, ArithmeticError),
     *(AssertionError, MemoryError, struct.error, StrictDataclassError),
 )
 """What transformers and the `gguf` package raise for a file that they cannot make sense of."""
-_SPECIAL = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
-"""Special tokens: their names in files, and in transformers."""
 _GPT2_SPLITS = ("gpt-2", "phi-2", "mpt", "olmo")
 """Words of `tokenizer.ggml.pre` that llama.cpp splits text for by GPT-2's rule, which transformers falls back on."""
 _DIGITS_FIRST = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
@@ -173,73 +162,6 @@ def _quantised_in(header: Header) -> str | None:
 def cache() -> Path:
     """Where the directories are kept."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "inheritune" / "gguf"
-
-
-def check_model(source: str, header: Header) -> None:
-    """Refuse what is no whole decoder-only language model that transformers converts.
-
-    Args:
-        source: what errors call the reference.
-        header: the file's.
-
-    Raises:
-        Refused: it is a vocabulary, an adapter, an embedding model, one of several parts, or of another architecture.
-    """
-    architecture, kind = header.text("general.architecture"), header.text("general.type")
-    if architecture is None:
-        raise Refused(f"{source}: no model: its header names no general.architecture")
-    shown = plain(architecture)
-    if kind is not None and kind != "model":
-        raise Refused(f"{source}: no language model but GGUF of type {plain(kind)}; give the model's own file")
-    parts = header.integer("split.count") or 1
-    if parts > 1:
-        raise Refused(
-            f"{source}: one of {parts} parts of a model; join them first (llama.cpp: llama-gguf-split --merge)"
-        )
-    if not header.tensors:
-        raise Refused(f"{source}: a vocabulary alone ({shown}): it holds no tensor; give the model's own file")
-    if header.integer(f"{architecture}.pooling_type") or "bert" in architecture:
-        raise Refused(f"{source}: an embedding model ({shown}); give a decoder-only language model")
-    possible = gguf_architectures()
-    if architecture not in possible:
-        raise Refused(
-            f"{source}: its architecture is {shown}, and transformers converts decoders of these from GGUF: "
-            f"{', '.join(possible)}; give the model as a Hugging Face directory"
-        )
-    if "token_embd.weight" not in {tensor.name for tensor in header.tensors}:
-        raise Refused(f"{source}: no whole language model ({shown}): it has no token_embd.weight")
-    blocks = header.integer(f"{architecture}.block_count")
-    if blocks is None or not 0 < blocks <= min(len(header.tensors), _MOST_BLOCKS):
-        raise Refused(
-            f"{source}: damaged: {shown}.block_count is {_or_none(blocks)}, and it holds {len(header.tensors)} tensors"
-        )
-    _check_sizes(source, header, architecture)
-    _check_tokens(source, header)
-
-
-def _check_sizes(source: str, header: Header, architecture: str) -> None:
-    """What the header says of the model's shape is above zero and finite, as far as it is one number."""
-    for name in _ABOVE_ZERO:
-        key = f"{architecture}.{name}"
-        value = header.metadata.get(key)
-        if isinstance(value, int | float) and not 0 < value < math.inf:
-            raise Refused(f"{source}: damaged: {plain(key)} is {value}, and must be above 0; copy it again")
-
-
-def _check_tokens(source: str, header: Header) -> None:
-    """The arrays of the tokenizer are of the types that they must be, and special ids are ids."""
-    for name, integers in (("tokens", False), ("merges", False), ("token_type", True)):
-        key = f"tokenizer.ggml.{name}"
-        array = header.array(key)
-        if key in header.metadata and (array is None or not (array.of_integers if integers else array.of_strings)):
-            raise Refused(f"{source}: damaged: {key} is no array of {'integers' if integers else 'strings'}")
-    tokens = header.array("tokenizer.ggml.tokens")
-    for name in _SPECIAL:
-        key = f"tokenizer.ggml.{name}_token_id"
-        identity = header.integer(key)
-        if key in header.metadata and (identity is None or (tokens and not 0 <= identity < tokens.count)):
-            held = tokens.count if tokens else 0
-            raise Refused(f"{source}: damaged: {key} is {header.metadata[key]!r:.40}, and it has {held:,} tokens")
 
 
 def _blocks(source: str) -> BlockSizes:
@@ -353,7 +275,7 @@ def _write_model(source: str, inside: Path, header: Header, made: Path, dtype: t
         what = f"its header gives another shape to {_and_others(misshapen)}"
         raise Refused(f"{source}: damaged: {what}; copy it again")
     left_out = _left_out(source, header, loaded)
-    broken = [name for name, tensor in loaded.named_parameters() if not torch.isfinite(tensor).all()]
+    broken = not_finite(loaded.named_parameters())
     if broken:
         raise Refused(f"{source}: damaged: NaN or infinity in {_and_others(broken)}; copy it again")
     with _understood(source), quiet():
@@ -471,13 +393,13 @@ def lost_in(tokenizer: PreTrainedTokenizerBase, header: Header) -> list[str]:
     size = max(tokenizer.get_vocab().values(), default=-1) + 1
     if tokens is not None and not size == len(tokenizer) == tokens.count:
         found.append(f"its vocabulary has {tokens.count:,} tokens, the tokenizer {len(tokenizer):,}")
-    for stated, name in _SPECIAL.items():
+    for stated, name in SPECIAL.items():
         token, has = header.integer(f"tokenizer.ggml.{stated}_token_id"), getattr(tokenizer, f"{name}_token_id")
         if token != has:
-            found.append(f"its {name} token is {_or_none(token)}, the tokenizer's {_or_none(has)}")
+            found.append(f"its {name} token is {or_none(token)}, the tokenizer's {or_none(has)}")
     for key in header.metadata:
         other = re.fullmatch(r"tokenizer\.ggml\.(\w+)_token_id", key)
-        if other is not None and other.group(1) not in _SPECIAL:
+        if other is not None and other.group(1) not in SPECIAL:
             found.append(f"{key} ({plain(str(header.metadata[key]))}) has no place in the tokenizer")
     pre = header.text("tokenizer.ggml.pre")
     known = {*_GPT2_SPLITS, *_DIGITS_FIRST, *gguf_pre_tokenizers()}
@@ -506,10 +428,6 @@ def lost_in(tokenizer: PreTrainedTokenizerBase, header: Header) -> list[str]:
 def _and_others(names: list[str]) -> str:
     """The first of some names, and how many more there are."""
     return names[0] + (f" and {len(names) - 1} others" if len(names) > 1 else "")
-
-
-def _or_none(value: int | None) -> str:
-    return "none" if value is None else str(value)
 
 
 @contextlib.contextmanager

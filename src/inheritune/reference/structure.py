@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -117,3 +117,8 @@ def prefix_parameters(model: PreTrainedModel) -> list[int]:
     inside = [sum(parameter.numel() for parameter in block.parameters()) for block in block_list(model)[1]]
     outside = parameters(model) - sum(inside)
     return [outside + sum(inside[: count + 1]) for count in range(len(inside))]
+
+
+def not_finite(named: Iterable[tuple[str, torch.Tensor]]) -> list[str]:
+    """The names of tensors that hold NaN or infinity, as weights of a damaged file do (and buffers may: masks)."""
+    return [name for name, values in named if not torch.isfinite(values).all()]

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from inheritune.errors import Failed, Refused
-from inheritune.reference import Reference, align, block_list, one_line, quiet, streamed
+from inheritune.reference import Reference, align, block_list, not_finite, one_line, quiet, streamed
 from inheritune.surgery.bits import same_bits
 from inheritune.surgery.layers import Indices
 
@@ -256,8 +256,7 @@ def _compare_tensors(model: nn.Module, target: nn.Module, *, name: str = "", out
     differing |= {key for key in theirs.keys() & ours.keys() if not same_bits(theirs[key], ours[key])}
     if differing:
         raise Failed(f"proof: {name}{min(differing)} differs from the reference's ({len(differing)} tensors do)")
-    weights = {key: value for key, value in target.named_parameters() if key in ours}  # buffers may hold -inf: masks
-    broken = [key for key, value in weights.items() if not torch.isfinite(value).all()]
+    broken = not_finite((key, value) for key, value in target.named_parameters() if key in ours)
     if broken:
         others = f", {len(broken) - 1} others there, too" if len(broken) > 1 else ""
         raise Refused(f"reference: {name}{broken[0]} holds NaN or infinity{others}; its file is damaged: get it again")
