@@ -49,8 +49,8 @@ _SHORT_SECONDS = 0.02
 """A step of a few layers is some hundred kernels, forward, backward and optimiser, of about 10 microseconds each to
 start."""
 NOT_COUNTED = (
-    "downloading and preparing text, surgery and its proof, measuring the reference and the untrained cut, compilation, "
-    "checkpoints, evaluation on tasks, and what several devices wait for each other"
+    "downloading and preparing text, surgery and its proof, measuring the reference and the untrained cut, "
+    "compilation, checkpoints, evaluation on tasks, and what several devices wait for each other"
 )
 
 
